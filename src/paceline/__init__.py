@@ -1,0 +1,1 @@
+"""Paceline: LLM inference built around multi-token-prediction speculative decoding, with text that does not depend on it."""

@@ -1,0 +1,47 @@
+"""What a drafter is: it hears what the target read, and guesses what comes next. It never imports the engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from paceline.request import Request
+from paceline.spec.proposal import Proposal
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the target read in one step, committed tokens only.
+
+    Request r read the tokens at logical places first[r] .. first[r] + count[r] - 1 (its accepted path, or a prompt chunk);
+    hidden [sum(count), H] are the target's states after its final norm, request by request, in order of place.
+    `requests[r].tokens` already holds the committed token that follows each of them, unless the request ended earlier.
+    """
+
+    requests: list[Request]
+    first: list[int]
+    count: list[int]
+    hidden: Tensor
+
+
+class Drafter(Protocol):
+    """`max_tokens`: the most drafts per proposal. `name`: as in `--drafter`."""
+
+    name: str
+    max_tokens: int
+
+    def observe(self, seen: Seen) -> None:
+        """The target read these tokens; keep what the next `propose` needs. Cheap: heavy work waits for `propose`."""
+        ...
+
+    def propose(self, requests: list[Request], widths: list[int]) -> Proposal:
+        """Draft at most widths[r] tokens for requests[r] (0: root alone); node 0 is the pending token `tokens[-1]`.
+
+        Called once every step, also with no requests, so that what was observed is absorbed before blocks change hands."""
+        ...
+
+    def forget(self, row: int) -> None:
+        """The request in this row left (finished, aborted or preempted)."""
+        ...

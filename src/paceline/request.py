@@ -1,0 +1,159 @@
+"""What a user asks for and what comes back: host data only, no tensor.
+
+A request has no phase. `lag = len(tokens) - cached` says all: 1 is ready to decode, more is still reading.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from paceline.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How to choose tokens, in vLLM's and OpenAI's names.
+
+    `temperature` 0 is greedy. `top_k` 0 or -1, `top_p` 1 and `min_p` 0 are off. `seed` None draws a fresh one, and the
+    output tells it. `logprobs` is the number of top alternatives to report beside the chosen token (0: only the chosen one).
+    Raises `UserError` for a value out of range.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    max_tokens: int = 256
+    min_tokens: int = 0
+    n: int = 1
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        checks = (
+            (self.temperature >= 0, "temperature must be 0 or more"),
+            (self.top_k >= -1, "top_k must be -1 (off), 0 (off) or a count of tokens"),
+            (0 < self.top_p <= 1, "top_p must be above 0 and at most 1"),
+            (0 <= self.min_p <= 1, "min_p must lie between 0 and 1"),
+            (-2 <= self.presence_penalty <= 2, "presence_penalty must lie between -2 and 2"),
+            (-2 <= self.frequency_penalty <= 2, "frequency_penalty must lie between -2 and 2"),
+            (self.repetition_penalty > 0, "repetition_penalty must be above 0"),
+            (self.seed is None or 0 <= self.seed < 2**63, "seed must lie between 0 and 2**63 - 1"),
+            (self.max_tokens >= 1, "max_tokens must be at least 1"),
+            (0 <= self.min_tokens <= self.max_tokens, "min_tokens must lie between 0 and max_tokens"),
+            (1 <= self.n <= 128, "n must lie between 1 and 128"),
+            (self.logprobs is None or 0 <= self.logprobs <= 20, "logprobs must lie between 0 and 20"),
+            (all(self.stop), "stop strings must not be empty"),
+        )
+        for good, sentence in checks:
+            if not good:
+                raise UserError(sentence + ".")
+
+    @property
+    def has_penalties(self) -> bool:
+        return self.presence_penalty != 0 or self.frequency_penalty != 0 or self.repetition_penalty != 1
+
+
+@dataclass
+class SpeculationStats:
+    """Counts of one request, or of many when added. `offered[j]`, `taken[j]`: drafts at position j offered and accepted."""
+
+    verifications: int = 0
+    emitted: int = 0
+    offered: list[int] = field(default_factory=list)
+    taken: list[int] = field(default_factory=list)
+
+    def record(self, drafted: int, accepted: int, emitted: int) -> None:
+        """One verification of `drafted` tokens in a chain, of which the first `accepted` agreed."""
+        self.verifications += 1
+        self.emitted += emitted
+        for counts, upto in ((self.offered, drafted), (self.taken, accepted)):
+            counts.extend([0] * (drafted - len(counts)))
+            for j in range(upto):
+                counts[j] += 1
+
+    def add(self, other: SpeculationStats) -> None:
+        self.verifications += other.verifications
+        self.emitted += other.emitted
+        for mine, theirs in ((self.offered, other.offered), (self.taken, other.taken)):
+            mine.extend([0] * (len(theirs) - len(mine)))
+            for j, count in enumerate(theirs):
+                mine[j] += count
+
+    @property
+    def drafted(self) -> int:
+        return sum(self.offered)
+
+    @property
+    def accepted(self) -> int:
+        return sum(self.taken)
+
+    @property
+    def acceptance_rate(self) -> float:
+        """accepted / drafted; 0 when nothing was drafted."""
+        return self.accepted / self.drafted if self.drafted else 0.0
+
+    @property
+    def acceptance_length(self) -> float:
+        """Tokens emitted per verification, bonus included; 0 before the first one."""
+        return self.emitted / self.verifications if self.verifications else 0.0
+
+    @property
+    def acceptance_by_position(self) -> list[float]:
+        """P(draft j accepted | offered), unconditional on the drafts before it having been accepted."""
+        return [t / o if o else 0.0 for t, o in zip(self.taken, self.offered, strict=True)]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "verifications": self.verifications,
+            "drafted": self.drafted,
+            "accepted": self.accepted,
+            "acceptance_rate": self.acceptance_rate,
+            "acceptance_length": self.acceptance_length,
+            "acceptance_by_position": self.acceptance_by_position,
+        }
+
+
+@dataclass(eq=False)
+class Request:
+    """One sequence in the engine.
+
+    `tokens` is the prompt, then all that is committed; the last one is pending: the target has not read it yet.
+    `cached` of them have been read. `blocks` is the block table; `row` is this request's row in every per-request tensor
+    (-1 while it waits). `origins[i]` tells who wrote generated token i: 0 the target, d > 0 an accepted draft of depth d.
+    """
+
+    id: str
+    tokens: list[int]
+    num_prompt: int
+    params: SamplingParams
+    seed: int
+    cached: int = 0
+    blocks: list[int] = field(default_factory=list)
+    row: int = -1
+    num_speculative_tokens: int | None = None
+    finish_reason: str | None = None
+    origins: list[int] = field(default_factory=list)
+    logprobs: list[dict[int, float]] = field(default_factory=list)
+    stats: SpeculationStats = field(default_factory=SpeculationStats)
+    arrival: float = 0.0
+    first_token_time: float | None = None
+    finish_time: float | None = None
+    preemptions: int = 0
+    prefix_hit_tokens: int = 0
+
+    @property
+    def lag(self) -> int:
+        return len(self.tokens) - self.cached
+
+    @property
+    def generated(self) -> list[int]:
+        return self.tokens[self.num_prompt :]

@@ -1,0 +1,49 @@
+"""A draft is a tree in one array of parents; a chain is a tree; no draft is a root alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Drafts for R requests, N nodes at most.
+
+    tokens [R, N] int64: node 0 is the pending token. parents [R, N] int64: parent < child; -1 root, -2 padding.
+    log_q: [R, N, V] log-probabilities each node was drawn from, or None when the nodes are points.
+    counts: R host integers, the nodes in use per request (root included): nodes 0..count-1; the rest is padding.
+    chain: every request is a chain (node j's parent is j-1), known on the host so that no one has to look.
+
+    Example: the pending token 5 with drafts 8, 9 in a chain, padded to four nodes:
+    tokens [[5, 8, 9, 0]], parents [[-1, 0, 1, -2]], counts [3].
+    """
+
+    tokens: Tensor
+    parents: Tensor
+    counts: list[int]
+    chain: bool = True
+    log_q: Tensor | None = None
+
+    @staticmethod
+    def of_chains(chains: list[list[int]]) -> Proposal:
+        """Chains on the host, each one's pending token first, to one padded proposal."""
+        width = max(map(len, chains), default=1)
+        tokens = torch.tensor([c + [0] * (width - len(c)) for c in chains], dtype=torch.int64).view(len(chains), width)
+        parents = torch.tensor(
+            [[j - 1 for j in range(len(c))] + [-2] * (width - len(c)) for c in chains], dtype=torch.int64
+        ).view(len(chains), width)
+        return Proposal(tokens, parents, [len(c) for c in chains])
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the target said. For request r: `paths[r]` the accepted nodes in order, root (0) first; `emitted[r]` the tokens
+    they bring: the accepted drafts, then the bonus token (the target's own next token after the last accepted node);
+    `logprobs[r]`, when asked for, one {token: log-probability} per emitted token."""
+
+    paths: list[list[int]]
+    emitted: list[list[int]]
+    logprobs: list[list[dict[int, float]]] | None = None

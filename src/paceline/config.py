@@ -1,0 +1,114 @@
+"""Frozen configuration: what a checkpoint says of its model, and what a user says of the engine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from paceline.errors import UserError
+
+MAX_SPECULATIVE_TOKENS = 16
+MAX_CONFIG_BYTES = 4 << 20
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+def dtype_from_name(name: str) -> torch.dtype:
+    """`bfloat16`, `float16` or `float32` to torch's dtype; raises `UserError` for any other name."""
+    if name not in _DTYPES:
+        raise UserError(f"dtype {name!r} is not known; use one of {', '.join(_DTYPES)}.")
+    return _DTYPES[name]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The fields of a Hugging Face `config.json` that every family has; a family reads its own ones from `raw`."""
+
+    model_type: str
+    hidden_size: int
+    vocab_size: int
+    num_hidden_layers: int
+    max_position_embeddings: int
+    num_nextn_predict_layers: int
+    eos_token_ids: tuple[int, ...]
+    dtype: torch.dtype
+    raw: Mapping[str, Any] = field(repr=False)
+
+    @staticmethod
+    def from_dict(raw: Mapping[str, Any]) -> ModelConfig:
+        """Raises `UserError` that names the field which is missing or of the wrong kind."""
+        eos = raw.get("eos_token_id")
+        return ModelConfig(
+            model_type=str(raw.get("model_type", "")),
+            hidden_size=_positive(raw, "hidden_size"),
+            vocab_size=_positive(raw, "vocab_size"),
+            num_hidden_layers=_positive(raw, "num_hidden_layers"),
+            max_position_embeddings=_positive(raw, "max_position_embeddings"),
+            num_nextn_predict_layers=int(raw.get("num_nextn_predict_layers") or 0),
+            eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (int(eos),),
+            dtype=dtype_from_name(str(raw.get("dtype") or raw.get("torch_dtype") or "float32")),
+            raw=dict(raw),
+        )
+
+    @staticmethod
+    def from_dir(directory: str | Path) -> ModelConfig:
+        """Reads `config.json`; raises `UserError` when it is missing, too large, or not a JSON object."""
+        path = Path(directory) / "config.json"
+        if not path.is_file():
+            raise UserError(f"{path.parent} has no config.json; give the directory of a Hugging Face checkpoint.")
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise UserError(f"{path} is larger than {MAX_CONFIG_BYTES} bytes, which no model's config.json is.")
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{path} is not valid JSON ({error}); fetch the file again.") from error
+        if not isinstance(raw, dict):
+            raise UserError(f"{path} must hold a JSON object; fetch the file again.")
+        return ModelConfig.from_dict(raw)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dict(self.raw)
+
+
+def _positive(raw: Mapping[str, Any], name: str) -> int:
+    value = raw.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UserError(f"config.json: {name} must be a positive whole number, not {value!r}.")
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """How the engine runs. `num_blocks` None: as many as `max_num_seqs` requests of `max_model_len` need, within reason.
+
+    Raises `UserError` for a value that makes no sense."""
+
+    drafter: str = "mtp"
+    num_speculative_tokens: int = 3
+    ngram_min: int = 2
+    ngram_max: int = 4
+    block_size: int = 16
+    num_blocks: int | None = None
+    max_num_seqs: int = 16
+    max_num_batched_tokens: int = 512
+    max_model_len: int | None = None
+    enable_prefix_caching: bool = True
+
+    def __post_init__(self) -> None:
+        limit = MAX_SPECULATIVE_TOKENS
+        checks = (
+            (0 <= self.num_speculative_tokens <= limit, f"num_speculative_tokens must lie between 0 and {limit}"),
+            (1 <= self.ngram_min <= self.ngram_max, "ngram_min must be at least 1 and at most ngram_max"),
+            (self.block_size >= 1, "block_size must be at least 1"),
+            (self.num_blocks is None or self.num_blocks >= 1, "num_blocks must be at least 1"),
+            (1 <= self.max_num_seqs <= 4096, "max_num_seqs must lie between 1 and 4096"),
+            (self.max_num_batched_tokens >= 1, "max_num_batched_tokens must be at least 1"),
+            (self.max_model_len is None or self.max_model_len >= 1, "max_model_len must be at least 1"),
+        )
+        for good, sentence in checks:
+            if not good:
+                raise UserError(sentence + ".")

@@ -1,0 +1,106 @@
+"""Attention layers. How keys are kept and read is an argument (`attend`); a layer only makes q, k and v."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from paceline.layers.basic import Linear, RMSNorm
+from paceline.layers.rope import Rope
+
+
+@dataclass(frozen=True)
+class CacheSpec:
+    """What one token leaves behind in each layer: k [num_kv_heads, k_dim] and v [num_kv_heads, v_dim].
+
+    latent: v is the first v_dim numbers of k (MLA), so that only k is kept."""
+
+    num_layers: int
+    num_kv_heads: int
+    k_dim: int
+    v_dim: int
+    latent: bool = False
+
+
+class Attend(Protocol):
+    """Keeps this pass's keys and values and attends over all that a row may see.
+
+    q [T, Hq, Dk], k [T, Hkv, Dk], v [T, Hkv, Dv] to [T, Hq, Dv]; Hq is a multiple of Hkv. `absorbed`: MLA should hand
+    over latents (serving: the cache stays small) rather than expanded heads (training: fewer operations)."""
+
+    absorbed: bool
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class MLASizes:
+    hidden_size: int
+    num_heads: int
+    q_lora_rank: int | None
+    kv_lora_rank: int
+    nope: int
+    rope: int
+    v: int
+    eps: float
+
+
+class MLA(nn.Module):
+    """Multi-head latent attention (DeepSeek-V2, section 2.1). Keys and values of all heads are linear in one latent c:
+    k_nope = W_uk c, v = W_uv c; the rotary key is shared by the heads.
+
+    Absorbed: q_nope . (W_uk c) = (W_uk^T q_nope) . c, so attention runs on [c, k_rope] with one key head."""
+
+    def __init__(self, sizes: MLASizes, rope: Rope, scale: float) -> None:
+        super().__init__()
+        s = self.sizes = sizes
+        self.rope, self.scale = rope, scale
+        q_width = s.num_heads * (s.nope + s.rope)
+        if s.q_lora_rank is None:
+            self.q_proj = Linear(s.hidden_size, q_width)
+        else:
+            self.q_a_proj = Linear(s.hidden_size, s.q_lora_rank)
+            self.q_a_layernorm = RMSNorm(s.q_lora_rank, s.eps)
+            self.q_b_proj = Linear(s.q_lora_rank, q_width)
+        self.kv_a_proj_with_mqa = Linear(s.hidden_size, s.kv_lora_rank + s.rope)
+        self.kv_a_layernorm = RMSNorm(s.kv_lora_rank, s.eps)
+        self.kv_b_proj = Linear(s.kv_lora_rank, s.num_heads * (s.nope + s.v))
+        self.o_proj = Linear(s.num_heads * s.v, s.hidden_size)
+
+    def forward(self, layer: int, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        s = self.sizes
+        q = self.query(x).view(-1, s.num_heads, s.nope + s.rope)
+        q_nope, q_rope = q.split((s.nope, s.rope), dim=-1)
+        c, k_rope = self.kv_a_proj_with_mqa(x).split((s.kv_lora_rank, s.rope), dim=-1)
+        c = self.kv_a_layernorm(c)
+        q_rope = self.rope.rotate(q_rope, cos, sin)
+        k_rope = self.rope.rotate(k_rope[:, None], cos, sin)
+        heads = self.absorbed if attend.absorbed else self.expanded
+        return self.o_proj(heads(layer, q_nope, q_rope, c, k_rope, attend))
+
+    def query(self, x: Tensor) -> Tensor:
+        if self.sizes.q_lora_rank is None:
+            return self.q_proj(x)  # type: ignore[no-any-return]
+        return self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))  # type: ignore[no-any-return]
+
+    def absorbed(self, layer: int, q_nope: Tensor, q_rope: Tensor, c: Tensor, k_rope: Tensor, attend: Attend) -> Tensor:
+        w_uk, w_uv = self.up_projections()
+        q_latent = torch.bmm(q_nope.transpose(0, 1), w_uk).transpose(0, 1)  # [T, H, kv_lora_rank]
+        k = torch.cat((c[:, None], k_rope), dim=-1)
+        mixed = attend(layer, torch.cat((q_latent, q_rope), dim=-1), k, c[:, None], self.scale)
+        return torch.bmm(mixed.transpose(0, 1), w_uv.transpose(1, 2)).transpose(0, 1).flatten(1)
+
+    def expanded(self, layer: int, q_nope: Tensor, q_rope: Tensor, c: Tensor, k_rope: Tensor, attend: Attend) -> Tensor:
+        s = self.sizes
+        k_nope, v = self.kv_b_proj(c).view(-1, s.num_heads, s.nope + s.v).split((s.nope, s.v), dim=-1)
+        k = torch.cat((k_nope, k_rope.expand(-1, s.num_heads, -1)), dim=-1)
+        return attend(layer, torch.cat((q_nope, q_rope), dim=-1), k, v, self.scale).flatten(1)
+
+    def up_projections(self) -> tuple[Tensor, Tensor]:
+        """W_uk [H, nope, kv_lora_rank] and W_uv [H, v, kv_lora_rank], views of `kv_b_proj`."""
+        s = self.sizes
+        w_uk, w_uv = self.kv_b_proj.weight.view(s.num_heads, s.nope + s.v, s.kv_lora_rank).split((s.nope, s.v), dim=1)
+        return w_uk, w_uv

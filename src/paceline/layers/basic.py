@@ -1,0 +1,91 @@
+"""The plain parts: linear, embedding, norm and gated MLP. Parameters have no values until something loads or draws them."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Linear(nn.Module):
+    """y = x W^T (+ b). weight [out, in]; `pack` lays the weight out once for the CPU's bf16 products (same bits, less time)."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+        self._packed: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self._packed is not None:
+            return packed_linear(x, self._packed, self.bias)
+        return F.linear(x, self.weight, self.bias)
+
+    def pack(self) -> None:
+        self._packed = pack_weight(self.weight)
+
+
+class Embedding(nn.Module):
+    """weight [vocab, hidden]."""
+
+    def __init__(self, vocab_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(vocab_size, hidden_size))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return F.embedding(tokens, self.weight)
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight, over the last dimension (Zhang and Sennrich 2019)."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class GatedMLP(nn.Module):
+    """down(silu(gate x) * up x); gate and up are one product. gate_up.weight [2 * intermediate, hidden]: gate rows first."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int) -> None:
+        super().__init__()
+        self.gate_up = Linear(hidden_size, 2 * intermediate_size)
+        self.down = Linear(intermediate_size, hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(silu_and_mul(self.gate_up(x)))
+
+    def weights(self) -> dict[str, Tensor]:
+        gate, up = self.gate_up.weight.chunk(2)
+        return {"gate_proj.weight": gate, "up_proj.weight": up, "down_proj.weight": self.down.weight}
+
+
+def silu_and_mul(gate_up: Tensor) -> Tensor:
+    """[..., 2 * n] to silu(first n) * last n."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+def pack_weight(weight: Tensor) -> Tensor | None:
+    """The weight [out, in] in oneDNN's own layout, or None where that does not apply (only bf16 on the CPU gains)."""
+    if weight.device.type != "cpu" or weight.dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():
+        return None
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return None
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), 1)
+    return packed
+
+
+def packed_linear(x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.linear` on a weight from `pack_weight`."""
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+    return y
+
+
+def prefixed(prefix: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors under `prefix` + name."""
+    return {prefix + name: tensor for name, tensor in weights.items()}

@@ -1,0 +1,139 @@
+"""Mixture of experts as in DeepSeek-V3: sigmoid scores, a correction bias that only steers the choice, groups, shared experts.
+
+Source: DeepSeek-V3 technical report, section 2.1.2; names as in its checkpoints.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from paceline.layers.basic import GatedMLP, pack_weight, packed_linear, prefixed, silu_and_mul
+
+
+@dataclass(frozen=True)
+class MoESizes:
+    hidden_size: int
+    intermediate_size: int
+    num_experts: int
+    top_k: int
+    num_groups: int
+    top_groups: int
+    num_shared: int
+    normalise: bool
+    scaling: float
+
+
+class Router(nn.Module):
+    """Chooses `top_k` experts per row. weight [E, hidden]; e_score_correction_bias [E] float32."""
+
+    def __init__(self, sizes: MoESizes) -> None:
+        super().__init__()
+        self.sizes = sizes
+        self.weight = nn.Parameter(torch.empty(sizes.num_experts, sizes.hidden_size))
+        self.e_score_correction_bias = nn.Parameter(torch.zeros(sizes.num_experts), requires_grad=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x [T, hidden] to experts [T, top_k] int64 and their weights [T, top_k] float32."""
+        s = self.sizes
+        scores = self.scores(x)
+        choice = scores + self.e_score_correction_bias
+        if s.top_groups < s.num_groups:
+            choice = self.within_groups(choice)
+        experts = choice.topk(s.top_k, dim=-1).indices
+        weights = scores.gather(1, experts)
+        if s.normalise:
+            weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)
+        return experts, weights * s.scaling
+
+    def scores(self, x: Tensor) -> Tensor:
+        # float32 products depend on the row count below 8 rows on the CPU; padding to 16 makes a row's scores its own.
+        rows = x.shape[0]
+        padded = F.pad(x.to(torch.float32), (0, 0, 0, -rows % 16))
+        return F.linear(padded, self.weight.to(torch.float32))[:rows].sigmoid()
+
+    def within_groups(self, choice: Tensor) -> Tensor:
+        """Only the `top_groups` groups with the largest sum of their two best scores stay in play."""
+        s = self.sizes
+        grouped = choice.view(-1, s.num_groups, s.num_experts // s.num_groups)
+        best = grouped.topk(2, dim=-1).values.sum(dim=-1).topk(s.top_groups, dim=-1).indices
+        keep = torch.zeros(grouped.shape[:2], dtype=torch.bool, device=choice.device).scatter_(1, best, True)
+        return grouped.masked_fill(~keep[:, :, None], float("-inf")).flatten(1)
+
+
+class MoE(nn.Module):
+    """shared(x) + sum of weight * expert(x) over the chosen experts. Only experts that some row chose are touched.
+
+    gate_up [E, 2 * intermediate, hidden], down [E, hidden, intermediate]."""
+
+    def __init__(self, sizes: MoESizes) -> None:
+        super().__init__()
+        s = self.sizes = sizes
+        self.gate = Router(sizes)
+        self.gate_up = nn.Parameter(torch.empty(s.num_experts, 2 * s.intermediate_size, s.hidden_size))
+        self.down = nn.Parameter(torch.empty(s.num_experts, s.hidden_size, s.intermediate_size))
+        self.shared_experts = GatedMLP(s.hidden_size, s.num_shared * s.intermediate_size) if s.num_shared else None
+        self.load: Tensor | None = None
+        self._packed: list[tuple[Tensor, Tensor]] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        experts, weights = self.gate(x)
+        if self.training:
+            self.count(experts)
+        routed = self.routed(x, experts, weights)
+        return routed if self.shared_experts is None else routed + self.shared_experts(x)
+
+    def routed(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
+        """Rows sorted by expert, one product pair an expert, then back in order: a row's sum runs over its own choices
+        in its own order, so it does not depend on the other rows."""
+        flat = experts.flatten()
+        order = flat.argsort(stable=True)
+        counts = torch.bincount(flat, minlength=self.sizes.num_experts).tolist()
+        parts = x[order // self.sizes.top_k].split(counts)
+        out = torch.cat([self.expert(e, part) for e, part in enumerate(parts) if counts[e]])
+        back = torch.empty_like(order)
+        back[order] = torch.arange(len(order), device=order.device)
+        chosen = out[back].view(*experts.shape, -1)
+        return (chosen * weights.to(x.dtype)[:, :, None]).sum(dim=1)
+
+    def expert(self, e: int, x: Tensor) -> Tensor:
+        if self._packed is not None:
+            gate_up, down = self._packed[e]
+            return packed_linear(silu_and_mul(packed_linear(x, gate_up)), down)
+        return F.linear(silu_and_mul(F.linear(x, self.gate_up[e])), self.down[e])
+
+    def pack(self) -> None:
+        pairs = [(pack_weight(self.gate_up[e]), pack_weight(self.down[e])) for e in range(self.sizes.num_experts)]
+        packed = [(g, d) for g, d in pairs if g is not None and d is not None]
+        self._packed = packed if len(packed) == len(pairs) else None
+
+    @torch.no_grad()
+    def count(self, experts: Tensor) -> None:
+        load = torch.bincount(experts.flatten(), minlength=self.sizes.num_experts)
+        self.load = load if self.load is None else self.load + load
+
+    @torch.no_grad()
+    def balance(self, rate: float) -> None:
+        """Auxiliary-loss-free balancing: the bias of an overloaded expert falls by `rate`, of an idle one rises."""
+        if self.load is None:
+            return
+        load = self.load.to(torch.float32)
+        self.gate.e_score_correction_bias += rate * torch.sign(load.mean() - load)
+        self.load = None
+
+    def weights(self) -> dict[str, Tensor]:
+        gate, up = self.gate_up.chunk(2, dim=1)
+        named = {
+            "gate.weight": self.gate.weight,
+            "gate.e_score_correction_bias": self.gate.e_score_correction_bias,
+        }
+        for e in range(self.sizes.num_experts):
+            named[f"experts.{e}.gate_proj.weight"] = gate[e]
+            named[f"experts.{e}.up_proj.weight"] = up[e]
+            named[f"experts.{e}.down_proj.weight"] = self.down[e]
+        if self.shared_experts is not None:
+            named.update(prefixed("shared_experts.", self.shared_experts.weights()))
+        return named

@@ -1,0 +1,39 @@
+"""Stored tensors to numbers a model computes with: the one place where a checkpoint's dtype is interpreted."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from paceline.checkpoint.reader import DTYPES, Checkpoint
+from paceline.errors import UserError
+
+SCALE = "_scale_inv"  # `X.weight` of FP8 has its scales in `X.weight_scale_inv`
+BLOCK = 128
+
+
+def read_weight(checkpoint: Checkpoint, name: str) -> Tensor:
+    """The tensor `name` as floating-point numbers: FP8 with block scales becomes float32, the rest is as stored.
+
+    Raises UserError for packed integers, or FP8 without scales of the right shape."""
+    dtype = DTYPES.get(checkpoint[name].dtype)
+    if dtype is None or not dtype.is_floating_point:
+        raise UserError(f"Tensor {name} has the unsupported type {checkpoint[name].dtype}: use weights in BF16 or FP8.")
+    tensor = checkpoint.tensor(name)
+    if dtype.itemsize > 1:
+        return tensor
+    if name + SCALE not in checkpoint:
+        raise UserError(f"FP8 tensor {name} comes without {name + SCALE}: use weights with block scales.")
+    scale = checkpoint.tensor(name + SCALE)
+    if tensor.dim() != 2 or scale.shape != tuple(-(-n // BLOCK) for n in tensor.shape):
+        raise UserError(f"{name + SCALE} does not hold one scale for each {BLOCK}x{BLOCK} block: use other weights.")
+    return dequantise(tensor, scale)
+
+
+def dequantise(weight: Tensor, scale: Tensor) -> Tensor:
+    """weight [M, N] times its block's scale [ceil(M/128), ceil(N/128)], in float32; edge blocks may be partial.
+
+    Source: DeepSeek-V3's public `weight_dequant` (the scale is a factor, in spite of the name `scale_inv`)."""
+    rows, columns = weight.shape
+    spread = scale.float().repeat_interleave(BLOCK, 0)[:rows].repeat_interleave(BLOCK, 1)[:, :columns]
+    return weight.to(torch.float32) * spread

@@ -1,0 +1,61 @@
+"""A checkpoint into a model's weights, every tensor accounted for: none left over, none missing, none misshapen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from paceline.checkpoint.dequant import SCALE, read_weight
+from paceline.checkpoint.reader import Checkpoint
+from paceline.errors import UserError
+
+Names = Callable[[str], bool]
+
+
+def nothing(_: str) -> bool:
+    return False
+
+
+@torch.no_grad()
+def load_weights(
+    views: Mapping[str, Tensor], checkpoint: Checkpoint, *, ignored: Names = nothing, optional: Names = nothing
+) -> set[str]:
+    """Copy the checkpoint into `views` (name -> view into a parameter), converting to the view's dtype.
+
+    ignored: names in the checkpoint that another model takes. optional: names in `views` that a checkpoint may omit.
+    All names and shapes are compared before the first copy. Returns the optional names that were absent.
+    Raises UserError that names the first missing, unexpected or misshapen tensor, and how many there are."""
+    account(views, checkpoint, ignored=ignored, optional=optional)
+    present = [name for name in views if name in checkpoint]
+    for name in present:
+        views[name].copy_(read_weight(checkpoint, name))
+    return set(views) - set(present)
+
+
+def account(
+    views: Mapping[str, Tensor], checkpoint: Checkpoint, *, ignored: Names = nothing, optional: Names = nothing
+) -> None:
+    """Compare names and shapes from the headers alone. Raises UserError as `load_weights` does."""
+    missing = [name for name in views if name not in checkpoint and not optional(name)]
+    _refuse(missing, checkpoint, "is missing", "the checkpoint is incomplete or of another model")
+    left_over = [name for name in checkpoint if _owner(name) not in views and not ignored(name)]
+    _refuse(left_over, checkpoint, "has no place in this model", "its config.json does not describe it")
+    for name, view in views.items():
+        if name in checkpoint and checkpoint[name].shape != tuple(view.shape):
+            raise UserError(
+                f"Tensor {name} has shape {list(checkpoint[name].shape)} in {checkpoint.directory}, "
+                f"but config.json makes it {list(view.shape)}: use the config.json these weights were saved with."
+            )
+
+
+def _owner(name: str) -> str:
+    """A scale belongs to its weight."""
+    return name.removesuffix(SCALE)
+
+
+def _refuse(names: list[str], checkpoint: Checkpoint, what: str, why: str) -> None:
+    if names:
+        others = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+        raise UserError(f"Tensor {names[0]}{others} {what} in {checkpoint.directory}: {why}.")

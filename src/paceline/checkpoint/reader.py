@@ -1,0 +1,142 @@
+"""A directory of safetensors files, known from its headers alone; a tensor is read when it is asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from paceline.errors import UserError
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+MAX_HEADER = 100_000_000  # bytes; the bound of the format itself
+AGAIN = "download or export it again."
+
+DTYPES: Mapping[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What a header tells about one tensor; `dtype` is the format's own word (BF16, F8_E4M3...)."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class Checkpoint(Mapping[str, TensorInfo]):
+    """Name -> TensorInfo of `model.safetensors`, or of the shards that `model.safetensors.index.json` names.
+
+    Everything that can be wrong with the files is found here, before a tensor is read. Raises UserError for a missing
+    directory or file, a truncated or malformed file, and an index that points outside the directory."""
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
+        self._tensors = dict(_scan(self.directory))
+        self._open: dict[Path, Any] = {}
+
+    def __getitem__(self, name: str) -> TensorInfo:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor as it is stored, on the CPU, mapped from the file. Raises UserError for an unknown name."""
+        if name not in self:
+            raise UserError(f"Tensor {name} is not in {self.directory}: use the whole checkpoint, of this model.")
+        file = self[name].file
+        try:
+            if file not in self._open:
+                self._open[file] = safe_open(file, framework="pt")
+            tensor: Tensor = self._open[file].get_tensor(name)
+        except (SafetensorError, OSError) as problem:
+            raise UserError(f"Tensor {name} cannot be read from {file} ({problem}): {AGAIN}") from None
+        return tensor
+
+
+def _scan(directory: Path) -> Iterator[tuple[str, TensorInfo]]:
+    """All tensors of the directory. The index decides which tensors count; each must be in the shard it names."""
+    if not directory.is_dir():
+        raise UserError(f"There is no model directory {directory}: name one with *.safetensors.")
+    if (directory / SINGLE).is_file():
+        yield from read_header(directory / SINGLE).items()
+        return
+    if not (directory / INDEX).is_file():
+        raise UserError(f"{directory} holds neither {SINGLE} nor {INDEX}: convert the weights to safetensors first.")
+    index = _read_index(directory)
+    shards = {shard: read_header(directory / shard) for shard in sorted(set(index.values()))}
+    for name, shard in index.items():
+        if name not in shards[shard]:
+            raise UserError(f"{directory / shard} lacks tensor {name} that {INDEX} promises: {AGAIN}")
+        yield name, shards[shard][name]
+
+
+def _read_index(directory: Path) -> dict[str, str]:
+    """Tensor name -> file name, with every file name a plain one of an existing file."""
+    path = directory / INDEX
+    try:
+        weight_map = json.loads(path.read_bytes())["weight_map"]
+        index = {str(name): str(shard) for name, shard in weight_map.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise UserError(f"{path} is not an index with a weight_map: {AGAIN}") from None
+    for shard in set(index.values()):
+        if shard != Path(shard).name or "\\" in shard or not shard.endswith(".safetensors"):
+            raise UserError(f"{path} names {shard!r}, no *.safetensors file beside it: do not use it.")
+        if not (directory / shard).is_file():
+            raise UserError(f"{directory / shard} is missing though {INDEX} names it: {AGAIN}")
+    return index
+
+
+def read_header(file: Path) -> dict[str, TensorInfo]:
+    """The tensors of one file, from its header alone: 8 bytes of length, then JSON, then the data to the end.
+
+    Raises UserError for a file that is too short, or a header that is too long, not JSON, or at odds with the size."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 8 or length > size - 8:
+            raise UserError(f"{file} is truncated ({size} bytes do not hold its header): {AGAIN}")
+        if length > MAX_HEADER:
+            raise UserError(f"{file} has a header of {length} bytes, more than the format allows: do not use it.")
+        raw = stream.read(length)
+    try:
+        entries = json.loads(raw)
+        entries.pop("__metadata__", None)
+        tensors = {str(name): _info(file, entry) for name, entry in entries.items()}
+        end = max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+        raise UserError(f"{file} has an unreadable header: {AGAIN}") from None
+    if end != size - 8 - length:
+        raise UserError(
+            f"{file} is truncated or damaged (its header promises {end} bytes of data, {size - 8 - length} are there): "
+            f"{AGAIN}"
+        )
+    return tensors
+
+
+def _info(file: Path, entry: Mapping[str, Any]) -> TensorInfo:
+    return TensorInfo(file, str(entry["dtype"]), tuple(int(n) for n in entry["shape"]))

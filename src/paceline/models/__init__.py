@@ -1,0 +1,47 @@
+"""Model families, one file each, found by the `model_type` of config.json."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from types import ModuleType
+
+from paceline.config import ModelConfig
+from paceline.errors import UserError
+from paceline.models.decoder import DecoderModel
+from paceline.models.mtp import MTP
+
+
+def families() -> dict[str, ModuleType]:
+    """model_type to the file that builds it."""
+    found: dict[str, ModuleType] = {}
+    for info in pkgutil.iter_modules(__path__):
+        module = importlib.import_module(f"{__name__}.{info.name}")
+        found.update(dict.fromkeys(getattr(module, "MODEL_TYPES", ()), module))
+    return found
+
+
+def family(config: ModelConfig) -> ModuleType:
+    """Raises `UserError` that lists the known families."""
+    known = families()
+    if config.model_type not in known:
+        raise UserError(f"model_type {config.model_type!r} is not supported; known families: {', '.join(sorted(known))}.")
+    return known[config.model_type]
+
+
+def build_model(config: ModelConfig) -> DecoderModel:
+    """The target model of `config`; its parameters have no values yet."""
+    model: DecoderModel = family(config).build(config)
+    return model
+
+
+def build_mtp(config: ModelConfig, target: DecoderModel, num_modules: int | None = None) -> MTP:
+    """The first `num_modules` MTP modules (None: all that the configuration names) on top of `target`."""
+    builder = getattr(family(config), "build_mtp", None)
+    available = config.num_nextn_predict_layers
+    if builder is None or available == 0:
+        raise UserError(
+            f"this {config.model_type} model has no MTP modules (num_nextn_predict_layers is 0); use --drafter ngram or none."
+        )
+    mtp: MTP = builder(config, target, available if num_modules is None else min(num_modules, available))
+    return mtp

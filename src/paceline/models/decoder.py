@@ -1,0 +1,88 @@
+"""What every decoder family shares: embedding, a stack of layers, a final norm, a head. A family only says how a layer is made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from paceline.config import ModelConfig
+from paceline.layers.attention import Attend, CacheSpec
+from paceline.layers.basic import Embedding, Linear, RMSNorm, prefixed
+from paceline.layers.rope import Rope
+
+
+class DecoderLayer(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)). `attention_names`: how the checkpoint calls the attention's tensors."""
+
+    def __init__(self, attention: nn.Module, mlp: nn.Module, hidden_size: int, eps: float) -> None:
+        super().__init__()
+        self.self_attn, self.mlp = attention, mlp
+        self.input_layernorm = RMSNorm(hidden_size, eps)
+        self.post_attention_layernorm = RMSNorm(hidden_size, eps)
+
+    def forward(self, layer: int, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        x = x + self.self_attn(layer, self.input_layernorm(x), cos, sin, attend)
+        return x + self.mlp(self.post_attention_layernorm(x))  # type: ignore[no-any-return]
+
+    def weights(self) -> dict[str, Tensor]:
+        named = {name + ".weight": getattr(self, name).weight for name in ("input_layernorm", "post_attention_layernorm")}
+        for part in ("self_attn", "mlp"):
+            named.update(prefixed(f"{part}.", weights_of(getattr(self, part))))
+        return named
+
+
+def weights_of(module: nn.Module) -> dict[str, Tensor]:
+    """A module's own checkpoint map if it has one (stacked or fused tensors), else its parameters by their names."""
+    own = getattr(module, "weights", None)
+    return own() if own is not None else dict(module.named_parameters())
+
+
+class DecoderModel(nn.Module):
+    """A target model. `weights()` names every tensor as the checkpoint does, as views: loading copies in, export reads out."""
+
+    def __init__(
+        self, config: ModelConfig, cache: CacheSpec, rope: Rope, eps: float, layer: Callable[[int], DecoderLayer]
+    ) -> None:
+        super().__init__()
+        self.config, self.cache, self.rope = config, cache, rope
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList([layer(i) for i in range(config.num_hidden_layers)])
+        self.norm = RMSNorm(config.hidden_size, eps)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size)
+        self.tied = bool(config.raw.get("tie_word_embeddings", False))
+        if self.tied:
+            self.lm_head.weight = self.embed_tokens.weight
+
+    def forward(self, tokens: Tensor, positions: Tensor, attend: Attend, features: Tensor | None = None) -> Tensor:
+        """tokens, positions [T] to the states after the final norm [T, hidden]. `features` is for MTP depths; unused here."""
+        cos, sin = self.rope(positions)
+        x = self.embed_tokens(tokens)
+        for i, layer in enumerate(self.layers):
+            x = layer(i, x, cos, sin, attend)
+        return self.norm(x)  # type: ignore[no-any-return]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[L, hidden] to [L, vocab], in the model's dtype."""
+        return self.lm_head(hidden)  # type: ignore[no-any-return]
+
+    def weights(self) -> dict[str, Tensor]:
+        named = {"model.embed_tokens.weight": self.embed_tokens.weight, "model.norm.weight": self.norm.weight}
+        if not self.tied:
+            named["lm_head.weight"] = self.lm_head.weight
+        for i, layer in enumerate(self.layers):
+            assert isinstance(layer, DecoderLayer)
+            named.update(prefixed(f"model.layers.{i}.", layer.weights()))
+        return named
+
+    def pack(self) -> None:
+        pack(self)
+
+
+def pack(model: nn.Module) -> None:
+    """Lays every weight out once for the CPU; call it after loading. Packed copies follow no later change of the weights."""
+    with torch.no_grad():
+        for module in model.modules():
+            if module is not model and hasattr(module, "pack"):
+                module.pack()

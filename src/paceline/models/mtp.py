@@ -1,0 +1,77 @@
+"""Multi-token-prediction modules (DeepSeek-V3 technical report, section 2.2).
+
+Depth d (1, 2, ...) at place i:  h' = eh_proj(concat(enorm(Emb(t_{i+d})), hnorm(h))),  then one decoder layer of the model's
+own kind, then shared_head.norm; it predicts t_{i+d+1}. h is the target's state at place i (after its final norm) for d = 1,
+and depth d-1's output at place i after that. The rotary position is i.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from paceline.layers.attention import Attend, CacheSpec
+from paceline.layers.basic import Embedding, Linear, RMSNorm, prefixed
+from paceline.layers.rope import Rope
+from paceline.models.decoder import DecoderLayer, pack
+
+
+class MTPDepth(nn.Module):
+    """One module. Embedding and head are the target's own, as in DeepSeek-V3."""
+
+    def __init__(self, index: int, block: DecoderLayer, rope: Rope, embed: Embedding, head: Linear, eps: float) -> None:
+        super().__init__()
+        hidden = embed.weight.shape[1]
+        self.index, self.rope = index, rope
+        self.enorm, self.hnorm = RMSNorm(hidden, eps), RMSNorm(hidden, eps)
+        self.eh_proj = Linear(2 * hidden, hidden)
+        self.block = block
+        self.norm = RMSNorm(hidden, eps)
+        self.embed_tokens, self.head = embed, head
+
+    def forward(self, tokens: Tensor, positions: Tensor, attend: Attend, features: Tensor) -> Tensor:
+        """tokens, positions [T], features [T, hidden] to states after shared_head.norm [T, hidden]; attends as layer `index`."""
+        cos, sin = self.rope(positions)
+        x = self.eh_proj(torch.cat((self.enorm(self.embed_tokens(tokens)), self.hnorm(features)), dim=-1))
+        return self.norm(self.block(self.index, x, cos, sin, attend))  # type: ignore[no-any-return]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[L, hidden] to [L, vocab]."""
+        return self.head(hidden)  # type: ignore[no-any-return]
+
+    def weights(self) -> dict[str, Tensor]:
+        return {
+            "enorm.weight": self.enorm.weight,
+            "hnorm.weight": self.hnorm.weight,
+            "eh_proj.weight": self.eh_proj.weight,
+            "shared_head.norm.weight": self.norm.weight,
+            **self.block.weights(),
+        }
+
+    def shared_weights(self) -> dict[str, Tensor]:
+        """Tensors that a checkpoint may repeat in every module; they are the target's."""
+        return {"embed_tokens.weight": self.embed_tokens.weight, "shared_head.head.weight": self.head.weight}
+
+
+class MTP(nn.Module):
+    """All modules of a model. Depth d (from 0) keeps its cache in layer d and lives at `model.layers.{first_layer + d}`."""
+
+    def __init__(self, depths: list[MTPDepth], cache: CacheSpec, first_layer: int) -> None:
+        super().__init__()
+        self.depths = nn.ModuleList(depths)
+        self.cache, self.first_layer = cache, first_layer
+
+    def weights(self) -> dict[str, Tensor]:
+        return self._named("weights")
+
+    def shared_weights(self) -> dict[str, Tensor]:
+        return self._named("shared_weights")
+
+    def _named(self, which: str) -> dict[str, Tensor]:
+        named: dict[str, Tensor] = {}
+        for d, depth in enumerate(self.depths):
+            named.update(prefixed(f"model.layers.{self.first_layer + d}.", getattr(depth, which)()))
+        return named
+
+    def pack(self) -> None:
+        pack(self)

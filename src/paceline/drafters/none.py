@@ -1,0 +1,30 @@
+"""No drafter: every proposal is the pending token alone, and every step is plain decoding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from paceline.config import EngineConfig
+from paceline.drafters.base import Seen
+from paceline.request import Request
+from paceline.spec.proposal import Proposal
+
+
+class NoDrafter:
+    """Proposes nothing. It exists so that plain decoding is the same path as speculation, at width 0."""
+
+    name = "none"
+    max_tokens = 0
+
+    @classmethod
+    def build(cls, config: EngineConfig, target_runner: Any) -> NoDrafter:
+        return cls()
+
+    def observe(self, seen: Seen) -> None:
+        """Nothing to learn."""
+
+    def propose(self, requests: list[Request], widths: list[int]) -> Proposal:
+        return Proposal.of_chains([[request.tokens[-1]] for request in requests])
+
+    def forget(self, row: int) -> None:
+        """Nothing to forget."""

@@ -1,0 +1,140 @@
+"""Choosing tokens: one function for the target and for drafters, so that both use the same parameters and noise.
+
+A row of logits belongs to a request and to a path: the drafts between the request's last token and the one to be
+chosen. What is chosen is a function of that row's logits, the request's parameters and seed, its tokens and the path;
+never of the other rows.
+
+The order is vLLM's: min_tokens, logit_bias, penalties, temperature, min_p, top_k, top_p, then Gumbel-max.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from paceline.errors import UserError
+from paceline.filters import cut_min_p, cut_top_k, cut_top_p, penalise
+from paceline.noise import Noise
+from paceline.request import Request, SamplingParams
+
+# Below this, dividing by the temperature overflows before it changes the choice: greedy, as in vLLM.
+_GREEDY_BELOW = 1e-5
+
+
+class Sampler:
+    """Chooses tokens. `eos_token_ids`: what `min_tokens` forbids beside the request's own stop_token_ids."""
+
+    def __init__(self, eos_token_ids: Sequence[int] = ()) -> None:
+        self.eos_token_ids = tuple(eos_token_ids)
+        self._noise = Noise()
+
+    def choose(self, logits: Tensor, requests: Sequence[Request], paths: Sequence[list[int]]) -> Tensor:
+        """The token that follows `requests[i].tokens + paths[i]`, [R] int64, from logits [R, V] of any float type.
+
+        The same request may own several rows (the nodes of its draft), next to each other. Ties go to the lowest id.
+        """
+        if all(is_plain(request.params) for request in requests):
+            return best_token(logits)
+        scores = logits.to(torch.float32, copy=True)
+        self._edit(scores, requests, paths)
+        drawn = [i for i, request in enumerate(requests) if request.params.temperature >= _GREEDY_BELOW]
+        if drawn:
+            _update(scores, drawn, lambda rows: self._perturb(rows, requests, paths, drawn))
+        return best_token(scores)
+
+    def _edit(self, scores: Tensor, requests: Sequence[Request], paths: Sequence[list[int]]) -> None:
+        """What acts on chosen tokens' scores whatever the temperature, in place: min_tokens, logit_bias, penalties."""
+        for _, group in groupby(range(len(requests)), key=lambda i: id(requests[i])):
+            rows = list(group)
+            request = requests[rows[0]]
+            params = request.params
+            mine = scores[rows[0] : rows[-1] + 1]
+            if params.min_tokens > len(request.tokens) - request.num_prompt:
+                self._forbid_end(mine, request, [paths[i] for i in rows])
+            if params.logit_bias:
+                ids, bias = zip(*params.logit_bias.items(), strict=True)
+                mine[:, list(ids)] += torch.tensor(bias, device=scores.device)
+            if params.has_penalties:
+                penalise(mine, request, [paths[i] for i in rows])
+
+    def _forbid_end(self, scores: Tensor, request: Request, paths: list[list[int]]) -> None:
+        params = request.params
+        ends = list(params.stop_token_ids + (() if params.ignore_eos else self.eos_token_ids))
+        generated = len(request.tokens) - request.num_prompt
+        for row, path in enumerate(paths):
+            if generated + len(path) < params.min_tokens:
+                scores[row, ends] = -torch.inf
+
+    def _perturb(
+        self, scores: Tensor, requests: Sequence[Request], paths: Sequence[list[int]], rows: list[int]
+    ) -> Tensor:
+        """Temperature, filters and noise for the rows that are drawn at random; scores are these rows' own."""
+        params = [requests[i].params for i in rows]
+        scores = cut(scores / _column([p.temperature for p in params], scores)[:, None], params)
+        places = [(requests[i].seed, len(requests[i].tokens) + len(paths[i])) for i in rows]
+        return self._noise.gumbel(places, scores.shape[1], scores.device).add_(scores)
+
+
+def is_plain(params: SamplingParams) -> bool:
+    """Whether the choice is the argmax of the raw logits."""
+    return (
+        params.temperature < _GREEDY_BELOW
+        and not params.min_tokens
+        and not params.logit_bias
+        and not params.has_penalties
+    )
+
+
+def best_token(scores: Tensor) -> Tensor:
+    """Row-wise argmax of [R, V], [R] int64; of equal scores the lowest token id wins, at any row count."""
+    scores = scores.float()
+    if scores.is_cpu:  # same rule, several times faster than torch's
+        return torch.from_numpy(scores.detach().numpy().argmax(-1))
+    return scores.argmax(-1)
+
+
+def cut(scores: Tensor, params: Sequence[SamplingParams]) -> Tensor:
+    """min_p, top_k and top_p on scores [R, V] already divided by the temperature; what is cut becomes -inf."""
+    vocab_size = scores.shape[1]
+    if rows := [i for i, p in enumerate(params) if p.min_p > 0]:
+        _update(scores, rows, lambda x: cut_min_p(x, _column([params[i].min_p for i in rows], x)))
+    if rows := [i for i, p in enumerate(params) if 0 < p.top_k < vocab_size]:
+        _update(scores, rows, lambda x: cut_top_k(x, torch.tensor([params[i].top_k for i in rows], device=x.device)))
+    if rows := [i for i, p in enumerate(params) if p.top_p < 1]:
+        _update(scores, rows, lambda x: cut_top_p(x, _column([params[i].top_p for i in rows], x, torch.float64)))
+    return scores
+
+
+def top_logprobs(logits: Tensor, chosen: Sequence[int], count: int) -> list[dict[int, float]]:
+    """{token: log-probability} of the chosen token, then of the `count` likeliest, for each row of raw logits [R, V].
+
+    As in vLLM these are the model's own: before temperature, penalties and filters.
+    """
+    logprobs = logits.double().log_softmax(-1).float()  # rounded, so that the last bit cannot tell how it was summed
+    best = logprobs.topk(min(count, logits.shape[1]))
+    own = logprobs.gather(1, torch.tensor(chosen, device=logits.device)[:, None])
+    rows = zip(chosen, own.flatten().tolist(), best.indices.tolist(), best.values.tolist(), strict=True)
+    return [{token: value} | dict(zip(ids, values, strict=True)) for token, value, ids, values in rows]
+
+
+def check_token_ids(params: SamplingParams, vocab_size: int) -> None:
+    """Raises `UserError` when `logit_bias` or `stop_token_ids` names a token that the model does not have."""
+    for name, ids in (("logit_bias", params.logit_bias or ()), ("stop_token_ids", params.stop_token_ids)):
+        for token in ids:
+            if not 0 <= token < vocab_size:
+                raise UserError(f"{name} names token {token}; the model's token ids run from 0 to {vocab_size - 1}.")
+
+
+def _column(values: list[float], like: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.tensor(values, dtype=dtype, device=like.device)
+
+
+def _update(scores: Tensor, rows: list[int], change: Callable[[Tensor], Tensor]) -> None:
+    """scores[rows] = change(scores[rows]), without gathering when these are all the rows."""
+    if len(rows) == len(scores):
+        scores.copy_(change(scores))
+    else:
+        scores[rows] = change(scores[rows])

@@ -1,0 +1,86 @@
+"""`match` verification: the target's own token after every drafted node, then a walk down while a child agrees.
+
+What is emitted is the target's own choice at each place, with noise keyed by that place, so the text is that of plain
+decoding whatever was drafted. (Gumbel coupling: Daliri, Musco, Suresh 2024, arXiv:2408.07978.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from paceline.request import Request
+from paceline.sampling import Sampler, best_token, is_plain, top_logprobs
+from paceline.spec.proposal import Proposal, Verdict
+
+
+def verify(proposal: Proposal, logits: Tensor, requests: Sequence[Request], sampler: Sampler) -> Verdict:
+    """Which drafts the target agrees with, and its own token after them.
+
+    logits [L, V], L = sum(proposal.counts): the rows of request 0's nodes in order, then request 1's, ...; a node's row
+    is the distribution of the token after that node.
+
+    Example: pending 5, drafts 8, 9 in a chain; the target chooses 8 after 5, 7 after 8 and 3 after 9: draft 8 is
+    accepted, 7 is the bonus: paths [[0, 1]], emitted [[8, 7]].
+    """
+    drafts = _Drafts(proposal)
+    if all(is_plain(request.params) for request in requests):  # no row needs its owner or its path
+        chosen = best_token(logits).tolist()
+    else:
+        owners = [request for request, count in zip(requests, proposal.counts, strict=True) for _ in range(count)]
+        chosen = sampler.choose(logits, owners, drafts.node_paths()).tolist()
+    paths, emitted, taken_rows, row = [], [], [], 0
+    for r, count in enumerate(proposal.counts):
+        mine = chosen[row : row + count]
+        path = drafts.walk(r, mine)
+        paths.append(path)
+        emitted.append([mine[node] for node in path])
+        taken_rows.append([row + node for node in path])
+        row += count
+    return Verdict(paths, emitted, _logprobs(logits, requests, emitted, taken_rows))
+
+
+class _Drafts:
+    """A proposal on the host. `parents` stays on its device when every request is a chain."""
+
+    def __init__(self, proposal: Proposal) -> None:
+        self.tokens: list[list[int]] = proposal.tokens.tolist()
+        self.counts = proposal.counts
+        self.parents: list[list[int]] | None = None if proposal.chain else proposal.parents.tolist()
+
+    def walk(self, r: int, chosen: list[int]) -> list[int]:
+        """Nodes of request r that agree with what the target chose after each node, from the root on."""
+        tokens, count, parents = self.tokens[r], self.counts[r], self.parents
+        path = [0]
+        if parents is None:
+            while (node := len(path)) < count and tokens[node] == chosen[node - 1]:
+                path.append(node)
+            return path
+        for node in range(1, count):  # parents come before children, so one pass finds the whole path
+            if parents[r][node] == path[-1] and tokens[node] == chosen[path[-1]]:
+                path.append(node)
+        return path
+
+    def node_paths(self) -> list[list[int]]:
+        """For every node in use, request by request: the drafts from the root (not counted) to that node."""
+        paths: list[list[int]] = []
+        for r, count in enumerate(self.counts):
+            first = len(paths)
+            paths.append([])
+            for node in range(1, count):
+                parent = node - 1 if self.parents is None else self.parents[r][node]
+                paths.append([*paths[first + parent], self.tokens[r][node]])
+        return paths
+
+
+def _logprobs(
+    logits: Tensor, requests: Sequence[Request], emitted: list[list[int]], rows: list[list[int]]
+) -> list[list[dict[int, float]]] | None:
+    wanted = [request.params.logprobs for request in requests]
+    if all(count is None for count in wanted):
+        return None
+    return [
+        [] if count is None else top_logprobs(logits[mine], tokens, count)
+        for count, mine, tokens in zip(wanted, rows, emitted, strict=True)
+    ]

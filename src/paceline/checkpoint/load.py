@@ -12,6 +12,7 @@ from paceline.checkpoint.reader import Checkpoint
 from paceline.errors import UserError
 
 Names = Callable[[str], bool]
+COMPLETE = "use the complete checkpoint, of the model that config.json describes"
 
 
 def nothing(_: str) -> bool:
@@ -20,30 +21,27 @@ def nothing(_: str) -> bool:
 
 @torch.no_grad()
 def load_weights(
-    views: Mapping[str, Tensor], checkpoint: Checkpoint, *, ignored: Names = nothing, optional: Names = nothing
-) -> set[str]:
+    views: Mapping[str, Tensor], checkpoint: Checkpoint, *, ignored: Names = nothing, mend: str = COMPLETE
+) -> None:
     """Copy the checkpoint into `views` (name -> view into a parameter), converting to the view's dtype.
 
-    ignored: names in the checkpoint that another model takes. optional: names in `views` that a checkpoint may omit.
-    All names and shapes are compared before the first copy. Returns the optional names that were absent.
+    ignored: names in the checkpoint that another model takes. mend: what to tell the user when a tensor is missing.
+    All names and shapes are compared before the first copy.
     Raises UserError that names the first missing, unexpected or misshapen tensor, and how many there are."""
-    account(views, checkpoint, ignored=ignored, optional=optional)
-    present = [name for name in views if name in checkpoint]
-    for name in present:
-        views[name].copy_(read_weight(checkpoint, name))
-    return set(views) - set(present)
+    account(views, checkpoint, ignored=ignored, mend=mend)
+    for name, view in views.items():
+        view.copy_(read_weight(checkpoint, name))
 
 
 def account(
-    views: Mapping[str, Tensor], checkpoint: Checkpoint, *, ignored: Names = nothing, optional: Names = nothing
+    views: Mapping[str, Tensor], checkpoint: Checkpoint, *, ignored: Names = nothing, mend: str = COMPLETE
 ) -> None:
     """Compare names and shapes from the headers alone. Raises UserError as `load_weights` does."""
-    missing = [name for name in views if name not in checkpoint and not optional(name)]
-    _refuse(missing, checkpoint, "is missing", "the checkpoint is incomplete or of another model")
+    _refuse([name for name in views if name not in checkpoint], checkpoint, "is missing", mend)
     left_over = [name for name in checkpoint if _owner(name) not in views and not ignored(name)]
-    _refuse(left_over, checkpoint, "has no place in this model", "its config.json does not describe it")
+    _refuse(left_over, checkpoint, "has no place in this model", COMPLETE)
     for name, view in views.items():
-        if name in checkpoint and checkpoint[name].shape != tuple(view.shape):
+        if checkpoint[name].shape != tuple(view.shape):
             raise UserError(
                 f"Tensor {name} has shape {list(checkpoint[name].shape)} in {checkpoint.directory}, "
                 f"but config.json makes it {list(view.shape)}: use the config.json these weights were saved with."
@@ -55,7 +53,7 @@ def _owner(name: str) -> str:
     return name.removesuffix(SCALE)
 
 
-def _refuse(names: list[str], checkpoint: Checkpoint, what: str, why: str) -> None:
+def _refuse(names: list[str], checkpoint: Checkpoint, what: str, mend: str) -> None:
     if names:
         others = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-        raise UserError(f"Tensor {names[0]}{others} {what} in {checkpoint.directory}: {why}.")
+        raise UserError(f"Tensor {names[0]}{others} {what} in {checkpoint.directory}: {mend}.")

@@ -34,7 +34,7 @@ class Router(nn.Module):
         super().__init__()
         self.sizes = sizes
         self.weight = nn.Parameter(torch.empty(sizes.num_experts, sizes.hidden_size))
-        self.e_score_correction_bias = nn.Parameter(torch.zeros(sizes.num_experts), requires_grad=False)
+        self.e_score_correction_bias = nn.Parameter(torch.zeros(sizes.num_experts, dtype=torch.float32), requires_grad=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x [T, hidden] to experts [T, top_k] int64 and their weights [T, top_k] float32."""

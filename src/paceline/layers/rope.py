@@ -53,9 +53,11 @@ class Rope(nn.Module):
 
 
 def inverse_frequencies(dim: int, parameters: Mapping[str, Any]) -> tuple[Tensor, float]:
-    """1 / theta^(2i/dim), scaled as `rope_type` says, [dim/2] float32; and the factor on cos and sin."""
+    """1 / theta^(2i/dim), scaled as `rope_type` says, [dim/2] float32; and the factor on cos and sin.
+
+    Computed on the CPU also where a model is laid out on the meta device: no checkpoint holds these numbers."""
     theta = float(parameters["rope_theta"])
-    inverse = theta ** -(torch.arange(0, dim, 2, dtype=torch.float32) / dim)
+    inverse = theta ** -(torch.arange(0, dim, 2, dtype=torch.float32, device="cpu") / dim)
     kind = parameters["rope_type"]
     if kind == "default":
         return inverse, 1.0
@@ -86,7 +88,7 @@ def _yarn(inverse: Tensor, dim: int, theta: float, p: Mapping[str, Any]) -> tupl
     if p.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, dim - 1)
-    ramp = ((torch.arange(dim // 2, dtype=torch.float32) - low) / max(high - low, 0.001)).clamp(0, 1)
+    ramp = ((torch.arange(dim // 2, dtype=torch.float32, device="cpu") - low) / max(high - low, 0.001)).clamp(0, 1)
     scaled = inverse / factor * ramp + inverse * (1 - ramp)
     if p.get("attention_factor") is not None:
         return scaled, float(p["attention_factor"])

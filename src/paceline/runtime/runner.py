@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -10,31 +10,30 @@ from torch import Tensor
 from paceline.batch import ForwardBatch
 from paceline.cache.attend import PagedAttend
 from paceline.cache.pool import Pool
-from paceline.layers.attention import Attend
-
-
-class Model(Protocol):
-    """Target, draft model and MTP depth alike."""
-
-    def __call__(self, tokens: Tensor, positions: Tensor, attend: Attend, features: Tensor | None) -> Tensor: ...
-
-    def logits(self, hidden: Tensor) -> Tensor: ...
+from paceline.models.decoder import DecoderModel
+from paceline.models.mtp import MTP
+from paceline.runtime.build import load_mtp
 
 
 class Runner:
-    """Example: `hidden = runner(batch); logits = runner.logits(hidden[batch.take])`."""
+    """`path`: the directory the model came from, where drafters find what else is in it.
 
-    def __init__(self, model: Model, pool: Pool) -> None:
-        self.model, self.pool = model, pool
+    Example: `hidden = runner(batch); logits = runner.logits(hidden[batch.take])`."""
+
+    def __init__(self, model: DecoderModel, pool: Pool, path: Path) -> None:
+        self.model, self.pool, self.path = model, pool, path
 
     @torch.inference_mode()
-    def __call__(self, batch: ForwardBatch, features: Tensor | None = None) -> Tensor:
-        """The pass's states after the final norm [T, hidden]; its keys and values are in the pool afterwards.
-
-        features [T, hidden]: what an MTP depth hears of the pass before it."""
-        return self.model(batch.tokens, batch.positions, PagedAttend(self.pool, batch), features)
+    def __call__(self, batch: ForwardBatch) -> Tensor:
+        """The states after the final norm [T, hidden]; the pass's keys and values are in the pool afterwards."""
+        hidden: Tensor = self.model(batch.tokens, batch.positions, PagedAttend(self.pool, batch))
+        return hidden
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """[L, hidden] to [L, vocab]."""
         return self.model.logits(hidden)
+
+    def load_mtp(self, num_modules: int | None = None) -> MTP:
+        """The model's own MTP modules, as `build.load_mtp`."""
+        return load_mtp(self.path, self.model, num_modules)

@@ -1,0 +1,129 @@
+"""Tiny random references: transformers models of every family, saved as checkpoints that ours must read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+transformers.utils.logging.disable_progress_bar()
+
+VOCAB, HIDDEN = 61, 32
+
+_DENSE = dict(
+    vocab_size=VOCAB, hidden_size=HIDDEN, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+    num_key_value_heads=2, max_position_embeddings=256, rms_norm_eps=1e-5, sliding_window=None,
+)  # fmt: skip
+_DEEPSEEK = dict(
+    vocab_size=VOCAB, hidden_size=HIDDEN, intermediate_size=48, moe_intermediate_size=24, num_hidden_layers=3,
+    num_attention_heads=4, num_key_value_heads=4, n_shared_experts=2, n_routed_experts=8, num_experts_per_tok=3,
+    n_group=4, topk_group=2, first_k_dense_replace=1, kv_lora_rank=16, q_lora_rank=12, qk_rope_head_dim=8,
+    v_head_dim=12, qk_nope_head_dim=16, routed_scaling_factor=2.5, max_position_embeddings=256,
+    num_nextn_predict_layers=0,
+)  # fmt: skip
+_LLAMA3 = dict(
+    rope_type="llama3", rope_theta=500.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+    original_max_position_embeddings=32,
+)  # fmt: skip
+_YARN = dict(rope_type="yarn", rope_theta=1000.0, factor=8.0, original_max_position_embeddings=32)
+
+# name -> what differs from the family's base; the name begins with the model_type
+CASES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "llama tied, biases, wide heads": dict(tie_word_embeddings=True, attention_bias=True, head_dim=16),
+    "llama one key head, linear": dict(
+        num_key_value_heads=1, rope_parameters=dict(rope_type="linear", rope_theta=1e4, factor=4.0)
+    ),
+    "llama all key heads, llama3": dict(num_key_value_heads=4, rope_parameters=_LLAMA3),
+    "mistral": {},
+    "qwen2": {},
+    "qwen2 yarn, tied": dict(rope_parameters=_YARN, tie_word_embeddings=True),
+    "qwen3": {},
+    "qwen3 biases, wide heads": dict(attention_bias=True, head_dim=16),
+    "deepseek_v3": {},
+    "deepseek_v3 plain queries, one group": dict(q_lora_rank=None, n_group=1, topk_group=1),
+    "deepseek_v3 unnormalised, one shared": dict(norm_topk_prob=False, n_shared_experts=1, first_k_dense_replace=2),
+    "deepseek_v3 yarn": dict(rope_parameters=_YARN | dict(mscale=1.0, mscale_all_dim=1.0, beta_fast=32, beta_slow=1)),
+    "deepseek_v3 yarn, other mscale": dict(rope_parameters=_YARN | dict(mscale=1.0, mscale_all_dim=0.7)),
+    "deepseek_v3 half rotation": dict(rope_interleave=False),
+}
+
+
+@dataclass
+class Reference:
+    """A transformers model in float32 and where it is saved. `mtp`: the tensors no transformers model has."""
+
+    model: Any
+    directory: Path
+    mtp: dict[str, Tensor] = field(default_factory=dict)
+
+    @torch.inference_mode()
+    def logits(self, tokens: Tensor) -> Tensor:
+        """tokens [S] to [S, vocab]."""
+        found: Tensor = self.model(tokens[None], use_cache=False).logits[0]
+        return found
+
+
+def make_reference(name: str, directory: Path) -> Reference:
+    reference = Reference(_random_model(name, {}), directory)
+    reference.model.save_pretrained(directory)
+    return reference
+
+
+def make_mtp_reference(name: str, directory: Path, num_modules: int) -> Reference:
+    """A reference whose last `num_modules` layers are the blocks of MTP modules, as public checkpoints name them."""
+    main = _DEEPSEEK["num_hidden_layers"]
+    reference = Reference(_random_model(name, {"num_hidden_layers": main + num_modules}), directory)
+    reference.model.save_pretrained(directory)
+    for layer in range(main, main + num_modules):
+        for part, shape in {"enorm": (HIDDEN,), "hnorm": (HIDDEN,), "eh_proj": (HIDDEN, 2 * HIDDEN)}.items():
+            reference.mtp[f"model.layers.{layer}.{part}.weight"] = torch.randn(shape) * 0.2 + (len(shape) == 1)
+        reference.mtp[f"model.layers.{layer}.shared_head.norm.weight"] = torch.randn(HIDDEN) * 0.2 + 1
+    edit_tensors(directory, reference.mtp)
+    edit_config(directory, num_hidden_layers=main, num_nextn_predict_layers=num_modules)
+    return reference
+
+
+def edit_tensors(directory: Path, changes: dict[str, Tensor | None]) -> None:
+    """Add or replace tensors of a saved checkpoint; None removes one."""
+    tensors = load_file(directory / "model.safetensors") | changes
+    kept = {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}
+    save_file(kept, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+def edit_config(directory: Path, without: str = "", **changes: Any) -> None:
+    """Set fields of a saved config.json, and remove the one named `without`."""
+    path = directory / "config.json"
+    raw = json.loads(path.read_text()) | changes
+    raw.pop(without, None)
+    path.write_text(json.dumps(raw))
+
+
+def classic_rope(directory: Path) -> None:
+    """The same configuration in the words of the public checkpoints: rope_theta, and rope_scaling with `type`."""
+    rope = json.loads((directory / "config.json").read_text())["rope_parameters"]
+    theta, kind = rope.pop("rope_theta"), rope.pop("rope_type")
+    scaling = None if kind == "default" else {**rope, "type": kind}
+    edit_config(directory, without="rope_parameters", rope_theta=theta, rope_scaling=scaling)
+
+
+def _random_model(name: str, more: dict[str, Any]) -> Any:
+    """Weights large enough that a wrong scale, norm, bias or rotation shows in the logits."""
+    torch.manual_seed(len(name))
+    model_type = name.split()[0]
+    base = _DEEPSEEK if model_type.startswith("deepseek") else _DENSE
+    config = transformers.AutoConfig.for_model(model_type, **(base | CASES[name] | more))
+    model: nn.Module = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
+    with torch.no_grad():
+        for parameter_name, tensor in model.named_parameters():
+            tensor.normal_(std=0.2).add_(1.0 if "norm" in parameter_name and tensor.dim() == 1 else 0.0)
+        for buffer_name, tensor in model.named_buffers():
+            if buffer_name.endswith("e_score_correction_bias"):
+                tensor.uniform_(-0.3, 0.3)
+    return model

@@ -37,12 +37,30 @@ class Proposal:
         ).view(len(chains), width)
         return Proposal(tokens, parents, [len(c) for c in chains])
 
+    def join(self, roots: list[int]) -> Proposal:
+        """With one more request for each of these pending tokens, nothing drafted: a root alone."""
+        if not roots:
+            return self
+        shape = (len(roots), self.tokens.shape[1])
+        tokens, parents = self.tokens.new_zeros(shape), self.parents.new_full(shape, -2)
+        tokens[:, 0], parents[:, 0] = torch.tensor(roots), -1
+        log_q = self.log_q
+        if log_q is not None:
+            log_q = torch.cat((log_q, log_q.new_zeros(*shape, log_q.shape[2])))
+        return Proposal(
+            torch.cat((self.tokens, tokens)),
+            torch.cat((self.parents, parents)),
+            self.counts + [1] * len(roots),
+            self.chain,
+            log_q,
+        )
+
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the target said. For request r: `paths[r]` the accepted nodes in order, root (0) first; `emitted[r]` the tokens
-    they bring: the accepted drafts, then the bonus token (the target's own next token after the last accepted node);
-    `logprobs[r]`, when asked for, one {token: log-probability} per emitted token."""
+    """What the target said. For request r: `paths[r]` the accepted nodes in order, root (0) first; `emitted[r]` the
+    tokens they bring: the accepted drafts, then the bonus token (the target's own next token after the last accepted
+    node); `logprobs[r]`, when asked for, one {token: log-probability} per emitted token."""
 
     paths: list[list[int]]
     emitted: list[list[int]]

@@ -1,0 +1,123 @@
+"""The engine: one kind of step, in eight lines. It names no concrete drafter and no concrete model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from paceline.batch import ForwardBatch
+from paceline.drafters.base import Drafter
+from paceline.engine.admit import Limits, make_requests
+from paceline.engine.assemble import accepted_slots, assemble, offered, seen
+from paceline.engine.plan import StepOutput
+from paceline.engine.scheduler import Scheduler
+from paceline.engine.stats import EngineStats
+from paceline.engine.stop import Decoder, Ending, TextStream
+from paceline.request import Request, SamplingParams
+from paceline.spec.proposal import Proposal, Verdict
+
+Verify = Callable[[Proposal, Tensor, list[Request]], Verdict]
+
+
+class MovablePool(Protocol):
+    def move(self, source: Tensor, target: Tensor) -> None:
+        """Copies what lies in the slots `source` [M] to `target` [M], as if all were read before any is written."""
+
+
+class Target(Protocol):
+    """A model with its pool: tokens in, states after the final norm [T, H] out."""
+
+    @property
+    def pool(self) -> MovablePool: ...
+
+    def __call__(self, batch: ForwardBatch) -> Tensor: ...
+
+    def logits(self, hidden: Tensor) -> Tensor: ...
+
+
+class Engine:
+    """Continuous batching with speculation. Not thread-safe: `add_request` and `abort` are called between steps."""
+
+    def __init__(
+        self,
+        target: Target,
+        drafter: Drafter,
+        scheduler: Scheduler,
+        verify: Verify,
+        limits: Limits,
+        eos_token_ids: Sequence[int] = (),
+        device: torch.device | str | None = None,
+    ) -> None:
+        self.target, self.drafter, self.scheduler, self.verify = target, drafter, scheduler, verify
+        self.limits, self.eos_token_ids, self.device = limits, tuple(eos_token_ids), device
+        self.stats = EngineStats()
+
+    def add_request(
+        self,
+        request_id: str,
+        prompt: list[int],
+        params: SamplingParams,
+        *,
+        decoder: Callable[[], Decoder] | None = None,
+        num_speculative_tokens: int | None = None,
+    ) -> list[Request]:
+        """Queues `params.n` requests for one prompt. decoder: makes what turns ids into text; stop strings need it.
+
+        Raises `UserError` for what cannot be done; nothing is queued then."""
+        self.limits.check(prompt, params, num_speculative_tokens)
+        assert decoder is not None or not params.stop, "stop strings need a decoder"
+        requests = make_requests(request_id, prompt, params, num_speculative_tokens)
+        for request in requests:
+            text = TextStream(decoder(), params.stop) if decoder is not None else None
+            self.scheduler.add(request, Ending(request, self.eos_token_ids, self.limits.max_model_len, text))
+        return requests
+
+    def abort(self, request_id: str) -> bool:
+        """Ends a request between two steps, with finish reason "abort"; False when it is not here (any more)."""
+        request = self.scheduler.abort(request_id)
+        if request is not None:
+            self.stats.count_finished(request)
+        return request is not None
+
+    @property
+    def has_unfinished(self) -> bool:
+        return self.scheduler.has_unfinished
+
+    @torch.inference_mode()
+    def step(self) -> list[StepOutput]:
+        """One pass of the target over everyone who has something to read; what came of it."""
+        lap = self.stats.lap
+        self.stats.start()
+        plan = self.scheduler.plan()
+        lap("schedule")
+        proposal = self.drafter.propose(plan.ready, plan.widths)
+        for row in plan.left:
+            self.drafter.forget(row)
+        lap("draft")
+        if not plan.requests:
+            return []
+        proposal = proposal.join([request.tokens[-1] for request in plan.ending])
+        batch = assemble(plan, proposal, self.scheduler.allocator.block_size, self.device)
+        lap("assemble")
+        hidden = self.target(batch)
+        logits = self.target.logits(hidden[batch.take]) if plan.verified else None
+        lap("target")
+        verdict = self.verify(proposal, logits, plan.verified) if logits is not None else Verdict([], [])
+        if batch.tree is not None:
+            self.target.pool.move(*accepted_slots(batch, verdict))
+        lap("verify")
+        outputs = self.scheduler.commit(plan, offered(plan, proposal), verdict)
+        self._count(batch, outputs)
+        lap("commit")
+        self.drafter.observe(seen(plan, batch, hidden, verdict))
+        lap("draft")
+        return outputs
+
+    def _count(self, batch: ForwardBatch, outputs: list[StepOutput]) -> None:
+        self.stats.count_step(batch.starts[-1], sum(len(output.tokens) for output in outputs))
+        for output in outputs:
+            if output.request.finish_reason is not None:
+                self.stats.count_finished(output.request)

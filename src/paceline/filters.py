@@ -1,7 +1,7 @@
-"""What sampling parameters do to scores: penalties, then the cuts of min_p, top_k and top_p. All of it row by row.
+"""The cuts of min_p, top_k and top_p: what they cut becomes -inf.
 
-Every function is one of a row's scores and that row's parameters alone. Where an order matters (equal values at a cut)
-the rule is stated and does not depend on how a sort breaks ties.
+Each is a function of a row's scores and that row's parameter alone. Where equal values meet at the edge of a cut the
+rule is stated, and does not depend on how a sort orders them.
 """
 
 from __future__ import annotations
@@ -9,31 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from paceline.request import Request
-
 # The nucleus of a trained model is small: look for its edge here before sorting a whole vocabulary.
 _NUCLEUS = 256
-
-
-def penalise(scores: Tensor, request: Request, paths: list[list[int]]) -> None:
-    """Apply repetition, then frequency and presence penalties in place to one request's scores [n, V].
-
-    Row i chooses the token after `request.tokens + paths[i]`: drafts on the path count as generated. As in vLLM: the
-    repetition penalty (Keskar et al. 2019) looks at prompt and generated tokens, the other two at generated ones only.
-    """
-    params = request.params
-    tokens = torch.tensor(request.tokens, dtype=torch.int64, device=scores.device)
-    counts = torch.bincount(tokens[request.num_prompt :], minlength=scores.shape[1]).repeat(len(paths), 1).float()
-    rows = [row for row, path in enumerate(paths) for _ in path]
-    drafts = [token for path in paths for token in path]
-    counts.index_put_((torch.tensor(rows), torch.tensor(drafts)), torch.ones(()), accumulate=True)
-    if params.repetition_penalty != 1:
-        seen = counts > 0
-        seen[:, tokens[: request.num_prompt]] = True
-        factors = torch.where(scores > 0, 1 / params.repetition_penalty, params.repetition_penalty)
-        scores.mul_(factors.where(seen, 1.0))
-    scores.sub_(counts, alpha=params.frequency_penalty)
-    scores.sub_(counts.clamp_(max=1), alpha=params.presence_penalty)
 
 
 def cut_min_p(scores: Tensor, min_p: Tensor) -> Tensor:
@@ -53,7 +30,9 @@ def cut_top_p(scores: Tensor, top_p: Tensor) -> Tensor:
     scores [R, V]; top_p [R] float64. Example: probabilities [.4, .2, .2, .2] with top_p .7 keep tokens 0, 1, 2.
     """
     probs = scores.softmax(-1)
-    size, edge = _nucleus_edge(probs, top_p, min(_NUCLEUS, scores.shape[1]))
+    size, edge = _nucleus_edge(probs.topk(min(_NUCLEUS, probs.shape[1])).values, top_p)
+    for row in (size > _NUCLEUS).flatten().nonzero().flatten().tolist():
+        size[row], edge[row] = _nucleus_edge(probs[row : row + 1].sort(descending=True).values, top_p[row : row + 1])
     keep = probs >= edge
     if bool((keep.sum(-1, keepdim=True) > size).any()):
         equal = probs == edge
@@ -61,14 +40,12 @@ def cut_top_p(scores: Tensor, top_p: Tensor) -> Tensor:
     return scores.masked_fill(~keep, -torch.inf)
 
 
-def _nucleus_edge(probs: Tensor, top_p: Tensor, head: int) -> tuple[Tensor, Tensor]:
-    """Size of the nucleus and its least probability, [R, 1] each, from the `head` largest values if these suffice."""
-    vocab_size = probs.shape[1]
-    best = probs.topk(head).values if head < vocab_size else probs.sort(dim=-1, descending=True).values
+def _nucleus_edge(best: Tensor, top_p: Tensor) -> tuple[Tensor, Tensor]:
+    """Size of the nucleus and its least probability, [R, 1] each, from the likeliest probabilities in order, [R, n].
+
+    When these do not reach top_p the size is n + 1, and the edge is the last of them.
+    """
     # float64 sums of float32 are as good as exact, so the order of summation cannot matter
     mass = best.double().cumsum(-1)
     size = (mass < top_p[:, None]).sum(-1, keepdim=True) + 1
-    if head < vocab_size and int(size.max()) > head:
-        return _nucleus_edge(probs, top_p, vocab_size)
-    size.clamp_(max=vocab_size)
-    return size, best.gather(1, size - 1)
+    return size, best.gather(1, size.clamp(max=best.shape[1]) - 1)

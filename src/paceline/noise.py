@@ -20,7 +20,7 @@ _MASK64 = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 # lowbias32's multipliers, as the signed integers that int32 tensors hold
 _MULTIPLIERS = (0x21F0AAAD, 0xD35A2D97 - 2**32)
-# 31 random bits b become -(b * scale + 2**-32): between -1 and 0 also after rounding, and finest near 0, where it matters
+# 31 random bits b become -(b * scale + 2**-32): between -1 and 0 also after rounding, and finest where it matters: at 0
 _SCALE = (1 - 2**-24) * 2**-31
 
 

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from paceline.errors import UserError
-from paceline.filters import cut_min_p, cut_top_k, cut_top_p, penalise
+from paceline.filters import cut_min_p, cut_top_k, cut_top_p
 from paceline.noise import Noise
+from paceline.penalties import Penalties
 from paceline.request import Request, SamplingParams
 
 # Below this, dividing by the temperature overflows before it changes the choice: greedy, as in vLLM.
@@ -30,6 +31,7 @@ class Sampler:
     def __init__(self, eos_token_ids: Sequence[int] = ()) -> None:
         self.eos_token_ids = tuple(eos_token_ids)
         self._noise = Noise()
+        self._penalties = Penalties()
 
     def choose(self, logits: Tensor, requests: Sequence[Request], paths: Sequence[list[int]]) -> Tensor:
         """The token that follows `requests[i].tokens + paths[i]`, [R] int64, from logits [R, V] of any float type.
@@ -58,7 +60,7 @@ class Sampler:
                 ids, bias = zip(*params.logit_bias.items(), strict=True)
                 mine[:, list(ids)] += torch.tensor(bias, device=scores.device)
             if params.has_penalties:
-                penalise(mine, request, [paths[i] for i in rows])
+                self._penalties.apply(mine, request, [paths[i] for i in rows])
 
     def _forbid_end(self, scores: Tensor, request: Request, paths: list[list[int]]) -> None:
         params = request.params

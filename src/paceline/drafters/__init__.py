@@ -1,4 +1,4 @@
-"""One file a drafter: a file here holds one class whose `name` is the file's name (with `-` for `_`), known by that name.
+"""One file a drafter: it holds one class whose `name` is the file's name (with `-` for `_`), and is known by that name.
 
 The class has `build(config, target_runner)`, which makes it from the engine's configuration and the target it drafts
 for, and is a `Drafter` (see `base`). Nothing is registered by hand, and a drafter is imported only when asked for.

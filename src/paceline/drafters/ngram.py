@@ -1,9 +1,9 @@
 """Prompt lookup: find the last n tokens earlier in the text and propose what followed them there.
 
 The longest n that is found wins, from ngram_max down to ngram_min. Of several places the earliest is taken, so the
-prompt is searched before the generated text, as in PaddleNLP's "inference with reference" and vLLM's ngram drafter. (The
-idea: Yang et al. 2023, arXiv:2304.04487; Saxena 2023, "prompt lookup decoding".) The text is one sequence: an n-gram, and
-what followed it, may run from the prompt into the generated part.
+prompt is searched before the generated text, as in PaddleNLP's "inference with reference" and vLLM's ngram drafter.
+(The idea: Yang et al. 2023, arXiv:2304.04487; Saxena 2023, "prompt lookup decoding".) The text is one sequence: an
+n-gram, and what followed it, may run from the prompt into the generated part.
 """
 
 from __future__ import annotations

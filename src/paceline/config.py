@@ -84,11 +84,13 @@ def _positive(raw: Mapping[str, Any], name: str) -> int:
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     """How the engine runs. `num_blocks` None: as many as `max_num_seqs` requests of `max_model_len` need, within reason.
+    `mtp_modules` None: one module for each drafted token, as far as the checkpoint has them; fewer are fed their own output.
 
     Raises `UserError` for a value that makes no sense."""
 
     drafter: str = "mtp"
     num_speculative_tokens: int = 3
+    mtp_modules: int | None = None
     ngram_min: int = 2
     ngram_max: int = 4
     block_size: int = 16
@@ -102,6 +104,7 @@ class EngineConfig:
         limit = MAX_SPECULATIVE_TOKENS
         checks = (
             (0 <= self.num_speculative_tokens <= limit, f"num_speculative_tokens must lie between 0 and {limit}"),
+            (self.mtp_modules is None or self.mtp_modules >= 1, "mtp_modules must be at least 1"),
             (1 <= self.ngram_min <= self.ngram_max, "ngram_min must be at least 1 and at most ngram_max"),
             (self.block_size >= 1, "block_size must be at least 1"),
             (self.num_blocks is None or self.num_blocks >= 1, "num_blocks must be at least 1"),

@@ -59,7 +59,9 @@ def reach_of(batch: ForwardBatch, r: int, block_size: int) -> Reach:
         ancestors = batch.tree[start:end, None] >> node.clamp(0, 63)
         hidden = (node >= 0) & ((ancestors & 1) == 0) | (node > 63)
     if batch.first:
-        hidden |= node < batch.first - context
+        # A row below `first` still sees itself: its output means nothing, but it must stay finite.
+        own = torch.arange(end - start, device=device).clamp(max=batch.first - context)
+        hidden |= node < own[:, None]
     return Reach(start, end, pieces_of(batch.blocks[r], context + end - start, width, block_size, device), hidden)
 
 

@@ -18,9 +18,13 @@ class Seen:
     Request r read the tokens at logical places first[r] .. first[r] + count[r] - 1 (its accepted path, or a prompt chunk);
     hidden [sum(count), H] are the target's states after its final norm, request by request, in order of place.
     `requests[r].tokens` already holds the committed token that follows each of them, unless the request ended earlier.
+    rows, blocks: each request's row and block table as they were in the pass; a request that ended has given them back by
+    now, but its full blocks live on in the prefix cache, and what a drafter keeps for them must be finished.
     """
 
     requests: list[Request]
+    rows: list[int]
+    blocks: list[list[int]]
     first: list[int]
     count: list[int]
     hidden: Tensor
@@ -43,5 +47,5 @@ class Drafter(Protocol):
         ...
 
     def forget(self, row: int) -> None:
-        """The request in this row left (finished, aborted or preempted)."""
+        """The request in this row left (finished, aborted or preempted). Comes after the `observe` of its last step."""
         ...

@@ -1,0 +1,55 @@
+"""`paceline`: the table of commands, and the one place where errors become exit codes.
+
+0: good. 1: a difference or a failure was found. 2: bad input. 130: interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from paceline.cli.bench import bench
+from paceline.cli.demo import demo
+from paceline.cli.generate import generate
+from paceline.cli.verify_lossless import verify_lossless
+from paceline.errors import UserError
+
+app = typer.Typer(
+    name="paceline",
+    help="LLM inference with multi-token-prediction speculative decoding: faster, with exactly the same tokens.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (generate, demo, verify_lossless, bench):
+    app.command()(command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"paceline {version('paceline')}")
+        raise typer.Exit()
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """A user's mistake is one sentence on stderr and exit 2; an interrupt is exit 130."""
+    try:
+        app()
+    except UserError as error:
+        print(f"paceline: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,106 @@
+"""The options that several commands share, declared once.
+
+Options of the engine default to None, "not given": `EngineConfig` is the home of their defaults, and a test keeps what
+--help says of them equal to it. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+MODEL, ENGINE, SAMPLING, OUTPUT = "Model", "Engine", "Sampling", "Output"
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="Directory or Hugging Face id of a checkpoint.", show_default="the bundled model", rich_help_panel=MODEL
+    ),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        help="bfloat16, float16 or float32.", show_default="the checkpoint's", rich_help_panel=MODEL, metavar="NAME"
+    ),
+]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1, ...", show_default="cuda if there is one", rich_help_panel=MODEL)
+]
+Threads = Annotated[
+    int | None, typer.Option(help="CPU threads.", show_default="torch's choice", min=1, rich_help_panel=MODEL)
+]
+
+Drafter = Annotated[
+    str | None, typer.Option(help="Who guesses: mtp, ngram or none.", show_default="mtp", rich_help_panel=ENGINE)
+]
+NumSpeculativeTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--num-speculative-tokens",
+        "-k",
+        help="Most tokens guessed at a time.",
+        show_default="3",
+        rich_help_panel=ENGINE,
+    ),
+]
+MtpModules = Annotated[
+    int | None,
+    typer.Option(
+        help="MTP modules used; the last one is recycled for further tokens.",
+        show_default="one for each token",
+        rich_help_panel=ENGINE,
+    ),
+]
+NgramMin = Annotated[
+    int | None, typer.Option(help="Shortest n-gram looked up (ngram).", show_default="2", rich_help_panel=ENGINE)
+]
+NgramMax = Annotated[
+    int | None, typer.Option(help="Longest n-gram looked up (ngram).", show_default="4", rich_help_panel=ENGINE)
+]
+BlockSize = Annotated[
+    int | None, typer.Option(help="Tokens a block of the KV cache holds.", show_default="16", rich_help_panel=ENGINE)
+]
+NumBlocks = Annotated[
+    int | None,
+    typer.Option(
+        help="Blocks of the KV cache.", show_default="what max-num-seqs requests need", rich_help_panel=ENGINE
+    ),
+]
+MaxNumSeqs = Annotated[
+    int | None, typer.Option(help="Most requests at a time.", show_default="16", rich_help_panel=ENGINE)
+]
+MaxNumBatchedTokens = Annotated[
+    int | None, typer.Option(help="Most tokens in a step.", show_default="512", rich_help_panel=ENGINE)
+]
+MaxModelLen = Annotated[
+    int | None,
+    typer.Option(help="Most tokens of prompt and answer.", show_default="the model's context", rich_help_panel=ENGINE),
+]
+NoPrefixCache = Annotated[
+    bool, typer.Option("--no-prefix-cache", help="Share no blocks between prompts.", rich_help_panel=ENGINE)
+]
+
+_ENGINE_FIELDS = (
+    "drafter",
+    "num_speculative_tokens",
+    "mtp_modules",
+    "ngram_min",
+    "ngram_max",
+    "block_size",
+    "num_blocks",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "max_model_len",
+)
+
+
+def engine_options(given: dict[str, Any]) -> dict[str, Any]:
+    """Of a command's arguments those that `EngineConfig` takes and the user gave."""
+    chosen = {name: given[name] for name in _ENGINE_FIELDS if given.get(name) is not None}
+    return chosen | ({"enable_prefix_caching": False} if given.get("no_prefix_cache") else {})
+
+
+def model_options(given: dict[str, Any]) -> dict[str, Any]:
+    """Of a command's arguments those that choose and place the model."""
+    return {name: given[name] for name in ("model", "dtype", "device", "threads") if given.get(name) is not None}

@@ -1,0 +1,103 @@
+"""`paceline verify-lossless`: does every way of generating give the tokens of plain decoding?"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from paceline.cli import options as opt
+from paceline.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from paceline.assets import HeldOut
+    from paceline.bench.lossless import Arm, Report
+    from paceline.llm import LLM
+
+
+def verify_lossless(
+    quick: Annotated[bool, typer.Option("--quick", help="A small part of the matrix, for tests.")] = False,
+    prompts: Annotated[int | None, typer.Option(help="Held-out prompts.", show_default="200; quick 6", min=1)] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Tokens a prompt.", show_default="48; quick 16", min=1)] = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="Seeds at temperature 0.8.", show_default="2; quick 1", min=0)
+    ] = None,
+    drafter: Annotated[
+        list[str] | None, typer.Option(help="Only this drafter. Repeatable.", show_default="all")
+    ] = None,
+    model: opt.Model = None,
+    dtype: opt.Dtype = None,
+    device: opt.Device = None,
+    threads: opt.Threads = None,
+) -> None:
+    """Compare every drafter, draft length, batch size and temperature with plain decoding; exit 1 if a token differs.
+
+    Prefix hits, chunked prompts and preemption take turns over the matrix."""
+    given = locals()
+    from rich.console import Console
+
+    from paceline.assets import heldout_prompts
+    from paceline.bench.lossless import FULL, QUICK, matrix
+    from paceline.llm import LLM
+
+    changes = {name: given[name] for name in ("prompts", "max_tokens", "seeds") if given[name] is not None}
+    size = replace(QUICK if quick else FULL, **changes)
+    arms = [arm for arm in matrix(size) if not drafter or arm.drafter in drafter]
+    if not arms:
+        raise UserError(f"No arm has the drafter {', '.join(drafter or [])}; choose among none, ngram and mtp.")
+    llm = LLM(**opt.model_options(given))
+    chosen = heldout_prompts()[: size.prompts]
+    console = Console()
+    report = _run(llm, chosen, arms, console)
+    _print(report, chosen, console)
+    raise typer.Exit(1 if report.differences else 0)
+
+
+def _run(llm: LLM, prompts: list[HeldOut], arms: list[Arm], console: Console) -> Report:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    from paceline.bench.lossless import verify_lossless as verify
+
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=len(arms) + 1)
+
+        def show(arm: str) -> None:
+            progress.update(task, advance=1, description=arm)
+
+        return verify(llm, [prompt.content for prompt in prompts], arms, show)
+
+
+def _print(report: Report, prompts: list[HeldOut], console: Console) -> None:
+    from rich.table import Table
+
+    counts = Counter((d.arm.drafter, d.arm.num_speculative_tokens) for d in report.differences)
+    console.print(
+        f"{len(prompts)} held-out prompts x {report.arms} arms: {report.texts} texts, {report.tokens} tokens "
+        f"({report.accepted} of them accepted drafts), {report.prefix_hit_tokens} prompt tokens from prefix hits, "
+        f"{report.preemptions} preemptions"
+    )
+    if report.differences:
+        table = Table("prompt", "position", "top-2 gap", "arm")
+        for found in report.differences:
+            table.add_row(prompts[found.prompt].id, str(found.position), f"{found.gap:.2e}", str(found.arm))
+        console.print(table)
+        console.print("by drafter and k: " + ", ".join(f"{d} {k}: {n}" for (d, k), n in sorted(counts.items())))
+    console.print(f"differences: {len(report.differences)}", style="red" if report.differences else "green")

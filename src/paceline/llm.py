@@ -1,0 +1,167 @@
+"""The Python API: `LLM(...)`, `.generate`, `.chat`, `.stream`, in the shape users of other engines know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
+from itertools import count
+from pathlib import Path
+from typing import Any, TypeGuard, cast
+
+import torch
+
+from paceline.checkpoint.resolve import resolve_model
+from paceline.config import EngineConfig
+from paceline.engine.plan import StepOutput
+from paceline.errors import UserError
+from paceline.loaded import Loaded
+from paceline.outputs import CompletionOutput, Delta, RequestOutput
+from paceline.request import Request, SamplingParams
+from paceline.tokenizer import IncrementalDecoder
+
+Messages = list[dict[str, str]]
+Prompt = str | list[int] | Messages
+
+
+class LLM:
+    """A model, ready to generate.
+
+    model: None (the bundled one), a directory or a Hugging Face id. drafter: "mtp", "ngram" or "none". Further keywords
+    are those of `EngineConfig`. Raises `UserError` for whatever of this cannot be had.
+
+    Example: `LLM(drafter="mtp", num_speculative_tokens=3).generate("Once upon a time")[0].outputs[0].text`.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        drafter: str = EngineConfig.drafter,
+        num_speculative_tokens: int = EngineConfig.num_speculative_tokens,
+        *,
+        dtype: str | None = None,
+        device: str | None = None,
+        threads: int | None = None,
+        **engine_options: Any,
+    ) -> None:
+        options = {"drafter": drafter, "num_speculative_tokens": num_speculative_tokens, **engine_options}
+        config = engine_config(EngineConfig(), options)
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self._start(Loaded.from_dir(resolve_model(model), dtype, device), config)
+
+    def _start(self, loaded: Loaded, config: EngineConfig) -> None:
+        self.loaded, self.config, self.tokenizer = loaded, config, loaded.tokenizer
+        self.engine = loaded.engine(config)
+        self._ids = count()
+
+    def with_options(self, **engine_options: Any) -> LLM:
+        """Another engine on the same weights; `engine_options` change those of this one."""
+        other = LLM.__new__(LLM)
+        other._start(self.loaded, engine_config(self.config, engine_options))
+        return other
+
+    @property
+    def drafter(self) -> str:
+        return self.config.drafter
+
+    @property
+    def num_speculative_tokens(self) -> int:
+        """Most tokens drafted at a time."""
+        return min(self.config.num_speculative_tokens, self.engine.drafter.max_tokens)
+
+    def generate(
+        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> list[RequestOutput]:
+        """One output per prompt, in their order. A prompt is text to continue, token ids, or a chat's messages.
+
+        `params`: for all prompts, or one for each. Raises `UserError` for a prompt that is empty or too long; nothing is generated then."""
+        listed = as_list(prompts)
+        jobs: list[list[Request]] = []
+        texts = {}
+        for output in self._run(listed, one_each(params, len(listed)), jobs):
+            if output.request.finish_reason is not None:
+                texts[output.request.id] = _text(output)
+        return [
+            RequestOutput(
+                None if is_ids(prompt) else cast(str | Messages, prompt),
+                job[0].tokens[: job[0].num_prompt],
+                [CompletionOutput.of(index, request, texts[request.id]) for index, request in enumerate(job)],
+            )
+            for prompt, job in zip(listed, jobs, strict=True)
+        ]
+
+    def chat(
+        self, messages: Messages | Sequence[Messages], params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> list[RequestOutput]:
+        """The next message of a chat, or of each of several. Raises `UserError` for a model without a chat template."""
+        return self.generate(messages, params)
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Delta]:
+        """What each step adds to the answer; the last delta holds all of it. Leaving the loop early aborts it."""
+        if params is not None and params.n != 1:
+            raise UserError("A stream holds one answer; set n to 1, or use generate.")
+        jobs: list[list[Request]] = []
+        for output in self._run([prompt], one_each(params, 1), jobs):
+            request, new = output.request, len(output.tokens)
+            finished = None if request.finish_reason is None else CompletionOutput.of(0, request, _text(output))
+            piece = "" if output.text is None else output.text.take()
+            yield Delta(piece, output.tokens, request.origins[len(request.origins) - new :], finished)
+
+    def _run(
+        self, prompts: Sequence[Prompt], params: Sequence[SamplingParams], jobs: list[list[Request]]
+    ) -> Iterator[StepOutput]:
+        """Queues all prompts, appends the requests of each to `jobs`, and steps until they end.
+
+        Whoever stops listening, or an error on the way, aborts those that have not."""
+        try:
+            for prompt, each in zip(prompts, params, strict=True):
+                ids = self._encode(prompt)
+                jobs.append(self.engine.add_request(str(next(self._ids)), ids, each, decoder=self._decoder))
+            while any(request.finish_reason is None for job in jobs for request in job):
+                yield from self.engine.step()
+        finally:
+            for request in (request for job in jobs for request in job if request.finish_reason is None):
+                self.engine.abort(request.id)
+
+    def _encode(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt) if prompt else []
+        return prompt if is_ids(prompt) else self.tokenizer.apply_chat_template(cast(Messages, prompt))
+
+    def _decoder(self) -> IncrementalDecoder:
+        return IncrementalDecoder(self.tokenizer)
+
+
+def engine_config(base: EngineConfig, options: dict[str, Any]) -> EngineConfig:
+    """`base` with some fields changed; raises `UserError` for a field that there is not."""
+    known = [field.name for field in fields(EngineConfig)]
+    for name in options:
+        if name not in known:
+            raise UserError(f"There is no option {name!r}; the engine's options are {', '.join(known)}.")
+    return replace(base, **options)
+
+
+def as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """One prompt of whatever kind, or several, as a list of prompts."""
+    if isinstance(prompts, str) or is_ids(prompts) or (prompts and isinstance(prompts[0], dict)):
+        return [prompts]  # type: ignore[list-item]
+    return list(prompts)  # type: ignore[arg-type]
+
+
+def is_ids(prompt: object) -> TypeGuard[list[int]]:
+    return isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], int)
+
+
+def one_each(params: SamplingParams | Sequence[SamplingParams] | None, number: int) -> list[SamplingParams]:
+    if params is None or isinstance(params, SamplingParams):
+        return [params or SamplingParams()] * number
+    if len(params) != number:
+        raise UserError(
+            f"There are {number} prompts but {len(params)} sampling parameters; give one for all, or one for each."
+        )
+    return list(params)
+
+
+def _text(output: StepOutput) -> str:
+    assert output.text is not None, "the request was queued with a decoder"
+    return output.text.text

@@ -1,0 +1,97 @@
+"""A model in memory with its tokenizer, and engines on it: every part of Paceline put together in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from paceline.cache.blocks import BlockAllocator
+from paceline.cache.pool import Pool
+from paceline.config import EngineConfig, ModelConfig
+from paceline.drafters import build_drafter
+from paceline.engine.admit import Limits
+from paceline.engine.engine import Engine
+from paceline.engine.scheduler import Scheduler, fixed_width
+from paceline.errors import UserError
+from paceline.models.decoder import DecoderModel
+from paceline.runtime.build import load_target
+from paceline.runtime.runner import Runner
+from paceline.sampling import Sampler
+from paceline.spec.verify import verify
+from paceline.tokenizer import Tokenizer
+
+# What the default number of blocks may take, whatever max_num_seqs and the context would like.
+POOL_BYTES = 2 << 30
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Weights are read-only, so any number of engines may share them."""
+
+    path: Path
+    target: DecoderModel
+    tokenizer: Tokenizer
+
+    @staticmethod
+    def from_dir(path: Path, dtype: str | None = None, device: str | None = None) -> Loaded:
+        """dtype None: the checkpoint's; device None: cuda if there is one. Raises `UserError` for a bad checkpoint."""
+        where = _device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return Loaded(path, load_target(path, dtype or "auto", where), Tokenizer.from_dir(path))
+
+    def engine(self, config: EngineConfig) -> Engine:
+        """Raises `UserError` when the model cannot do what `config` asks."""
+        model, limit = self.target.config, max_model_len(self.target.config, config)
+        weight = self.target.norm.weight
+        blocks = num_blocks(self.target, config, limit)
+        runner = Runner(
+            self.target, Pool(self.target.cache, blocks, config.block_size, weight.dtype, weight.device), self.path
+        )
+        drafter = build_drafter(config.drafter, config, runner)
+        scheduler = Scheduler(
+            BlockAllocator(blocks, config.block_size, config.enable_prefix_caching),
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            max_model_len=limit,
+            widths=fixed_width(min(config.num_speculative_tokens, drafter.max_tokens)),
+        )
+        limits = Limits(
+            max_model_len=limit, vocab_size=model.vocab_size, max_speculative_tokens=config.num_speculative_tokens
+        )
+        eos = sorted(self.tokenizer.eos_ids.union(model.eos_token_ids))
+        return Engine(runner, drafter, scheduler, partial(verify, sampler=Sampler(eos)), limits, eos, weight.device)
+
+
+def max_model_len(model: ModelConfig, config: EngineConfig) -> int:
+    """What was asked for, else the model's own context; raises `UserError` for more than the model knows."""
+    context = model.max_position_embeddings
+    if config.max_model_len is not None and config.max_model_len > context:
+        raise UserError(
+            f"max_model_len is {config.max_model_len}, but this model's context is {context}; ask for no more."
+        )
+    return config.max_model_len or context
+
+
+def num_blocks(target: DecoderModel, config: EngineConfig, limit: int) -> int:
+    """What was asked for, else enough for all requests at full length, within `POOL_BYTES` unless one alone needs more.
+
+    Example: a context of 1000, blocks of 16, 4 requests: 63 blocks each, 252 in all."""
+    if config.num_blocks is not None:
+        return config.num_blocks
+    each = -(-limit // config.block_size)
+    spec, weight = target.cache, target.norm.weight
+    kept = spec.k_dim if spec.latent else spec.k_dim + spec.v_dim
+    block_bytes = spec.num_layers * spec.num_kv_heads * kept * weight.element_size() * config.block_size
+    return max(each, min(each * config.max_num_seqs, POOL_BYTES // block_bytes))
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"device {name!r} is not known; use cpu, cuda or cuda:N.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device {name!r} was asked for, but there is no CUDA device here; use cpu.")
+    return device

@@ -48,6 +48,12 @@ class Span:
     width: int = 0
     drafts: list[int] = field(default_factory=list)
 
+    def fit(self, block_size: int) -> None:
+        """Drops what has no slot: the pending token of a request that left before it got the next block."""
+        room = len(self.blocks) * block_size - self.start
+        if self.features is not None and len(self.tokens) > room:
+            self.tokens, self.features = self.tokens[:room], self.features[:room]
+
 
 class MTPDrafter:
     """Drafts with `mtp` on its own pool, which shares the target's slots and block tables."""
@@ -103,6 +109,8 @@ class MTPDrafter:
                 span = Span(request, request.row, len(request.tokens), [], request.blocks, None)
                 spans[request.row] = span
             span.width, span.blocks = width, request.blocks
+        for span in spans.values():
+            span.fit(self.pool.block_size)
         if any(span.tokens or span.width for span in spans.values()):
             self.run(list(spans.values()))
         return Proposal.of_chains([[r.tokens[-1], *spans[r.row].drafts] for r in requests])

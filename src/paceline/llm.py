@@ -74,7 +74,8 @@ class LLM:
     ) -> list[RequestOutput]:
         """One output per prompt, in their order. A prompt is text to continue, token ids, or a chat's messages.
 
-        `params`: for all prompts, or one for each. Raises `UserError` for a prompt that is empty or too long; nothing is generated then."""
+        `params`: for all prompts, or one for each. Raises `UserError` for a prompt that is empty or too long, and
+        generates nothing then."""
         listed = as_list(prompts)
         jobs: list[list[Request]] = []
         texts = {}

@@ -33,7 +33,7 @@ CIRCUMSTANCES = (
     Circumstance("plain"),
     Circumstance("prefix hits", block_size=4, prefix_cache=True),
     Circumstance("chunks of 24", chunk=24),
-    Circumstance("too few blocks", block_size=8, tight=True),
+    Circumstance("too few blocks", block_size=4, tight=True),
     Circumstance("prefix hits, chunks of 40, too few blocks", block_size=4, prefix_cache=True, chunk=40, tight=True),
 )
 
@@ -76,7 +76,7 @@ class Size:
 
 
 FULL = Size(prompts=200, max_tokens=48, seeds=2, lengths=(1, 2, 3, 5), batches=(1, 4, 16))
-QUICK = Size(prompts=6, max_tokens=16, seeds=1, lengths=(1, 3), batches=(1, 4))
+QUICK = Size(prompts=6, max_tokens=32, seeds=1, lengths=(1, 3), batches=(1, 4))
 
 
 @dataclass
@@ -144,7 +144,7 @@ def run_arm(
 
 
 def engine_options(arm: Arm, expected: Sequence[RequestOutput]) -> dict[str, Any]:
-    """As `EngineConfig` takes them. Tight: room for the longest request and half of another one."""
+    """As `EngineConfig` takes them. Tight: room for the longest request alone."""
     where = arm.circumstance
     options: dict[str, Any] = {
         "drafter": arm.drafter,
@@ -156,7 +156,7 @@ def engine_options(arm: Arm, expected: Sequence[RequestOutput]) -> dict[str, Any
     }
     if where.tight:
         longest = max(len(result.prompt_token_ids) for result in expected) + arm.params.max_tokens
-        options |= {"max_model_len": longest, "num_blocks": -(-longest * 3 // (2 * where.block_size))}
+        options |= {"max_model_len": longest, "num_blocks": -(-longest // where.block_size)}
     return options
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def verify_lossless(
     quick: Annotated[bool, typer.Option("--quick", help="A small part of the matrix, for tests.")] = False,
     prompts: Annotated[int | None, typer.Option(help="Held-out prompts.", show_default="200; quick 6", min=1)] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Tokens a prompt.", show_default="48; quick 16", min=1)] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Tokens a prompt.", show_default="48; quick 32", min=1)] = None,
     seeds: Annotated[
         int | None, typer.Option(help="Seeds at temperature 0.8.", show_default="2; quick 1", min=0)
     ] = None,

@@ -19,6 +19,7 @@ from paceline.cache.pool import Pool
 from paceline.checkpoint.writer import write_checkpoint
 from paceline.errors import UserError
 from paceline.models import families
+from paceline.models.decoder import DecoderModel
 from paceline.runtime.build import load_target
 from paceline.runtime.runner import Runner
 
@@ -46,20 +47,34 @@ def test_documents_in_a_row_do_not_see_each_other(reference: Reference) -> None:
     assert_close(ours, torch.cat([reference.logits(part) for part in parts]))
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_paged_logits(reference: Reference, seed: int) -> None:
-    rng, lengths = random.Random(seed), [70, 33, 5]
-    model, texts = load_target(reference.directory), [tokens_of(n, seed + n) for n in lengths]
+def paged_logits(model: DecoderModel, texts: list[Tensor], rng: random.Random) -> list[Tensor]:
+    """Each text's logits, read in random passes from a pool with scattered blocks."""
+    lengths = [len(text) for text in texts]
     tables, num_blocks = tables_for(lengths, rng)
-    runner = Runner(model, Pool(model.cache, num_blocks, BLOCK, torch.float32), reference.directory)
+    runner = Runner(model, Pool(model.cache, num_blocks, BLOCK, model.norm.weight.dtype), Path())
     ours: list[list[Tensor]] = [[] for _ in texts]
     for spans in chunks_of(lengths, rng):
         batch = batch_of(texts, spans, tables)
         logits = runner.logits(runner(batch)[batch.take]).split([end - begin for begin, end in spans])
         for mine, rows in zip(ours, logits, strict=True):
             mine.append(rows)
+    return [torch.cat(mine) for mine in ours]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_paged_logits(reference: Reference, seed: int) -> None:
+    texts = [tokens_of(n, seed + n) for n in (70, 33, 5)]
+    ours = paged_logits(load_target(reference.directory), texts, random.Random(seed))
     for mine, text in zip(ours, texts, strict=True):
-        assert_close(torch.cat(mine), reference.logits(text))
+        assert_close(mine, reference.logits(text))
+
+
+def test_bf16_logits_are_the_same_bits_in_every_pass(reference: Reference) -> None:
+    model, texts = load_target(reference.directory, "bfloat16"), [tokens_of(n, n) for n in (90, 33, 5)]
+    first, *others = (paged_logits(model, texts, random.Random(seed)) for seed in range(4))
+    alone = [paged_logits(model, [text], random.Random(9))[0] for text in texts]
+    for other in (*others, alone):
+        assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
 
 def test_classic_configuration_means_the_same(reference: Reference, tmp_path: Path) -> None:

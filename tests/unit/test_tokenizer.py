@@ -196,6 +196,16 @@ def test_added_tokens_that_are_not_special_are_text() -> None:
     assert tokenizer.decode(tokenizer.encode("<think>hello")) == "<think>hello"
 
 
+def test_older_formats_are_converted(tmp_path: Path) -> None:
+    model = json.loads(byte_level().to_str())["model"]
+    (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(map(" ".join, model["merges"])))
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer", "eos_token": "<|end|>"}')
+    converted = Tokenizer.from_dir(tmp_path)
+    assert converted.encode("the cat says 日本") == BYTES.encode("the cat says 日本")
+    assert converted.eos_ids == BYTES.eos_ids
+
+
 @pytest.mark.parametrize(
     ("files", "words"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 
 import pytest
 from hypothesis import given, settings
@@ -115,6 +116,47 @@ def test_any_schedule_gives_the_plain_text(data: st.DataObject, events: list[tup
     check_empty(engine)
     assert engine.stats.finished == len(requests)
     assert engine.target.largest_batch <= engine.scheduler.max_num_batched_tokens  # type: ignore[attr-defined]
+
+
+def test_long_random_runs_with_few_blocks() -> None:
+    """Many requests at once, so that what is rare above is common: counted, so that it stays so."""
+    reached = Counter[str]()
+    for seed in range(24):
+        rng = random.Random(seed)
+        block_size, max_model_len = rng.choice([2, 4]), 40
+        engine = make_engine(
+            drafter(rng.choice([0.3, 0.9]), seed=seed, trees=seed % 3 == 0, lazy=seed % 2 == 0),
+            num_blocks=-(-max_model_len // block_size) + rng.randrange(6),
+            block_size=block_size,
+            max_num_batched_tokens=rng.randint(4, 24),
+            max_model_len=max_model_len,
+            prefix_caching=seed % 4 != 1,
+            k=rng.randint(1, 6),
+        )
+        requests: list[Request] = []
+        for i in range(12):
+            prompt = [1, 2, 3, 4, 5, 6][: rng.randrange(7)] + [rng.randint(1, 6) for _ in range(rng.randint(1, 9))]
+            params = SamplingParams(
+                max_tokens=rng.randint(1, 30), ignore_eos=rng.random() < 0.7, n=rng.choice([1, 1, 3])
+            )
+            requests += engine.add_request(str(i), prompt, params)
+            for _ in range(rng.randrange(4)):
+                engine.step()
+                check_running(engine)
+            if rng.random() < 0.2:
+                reached["aborts"] += engine.abort(rng.choice(requests).id)
+        finish(engine)
+        for request in requests:
+            check_text(request, max_model_len)
+        check_empty(engine)
+        assert isinstance(engine.target, MockTarget)
+        reached["moved"] += engine.target.pool.moved
+        reached["preemptions"] += engine.stats.preemptions
+        reached["hits"] += engine.stats.prefix_hit_tokens
+        reached["accepted"] += engine.stats.speculation.accepted
+        reached["rejected"] += engine.stats.speculation.drafted - engine.stats.speculation.accepted
+    least = {"aborts": 10, "moved": 50, "preemptions": 50, "hits": 200, "accepted": 500, "rejected": 500}
+    assert all(reached[name] >= count for name, count in least.items()), reached
 
 
 def check_running(engine: Engine) -> None:

@@ -70,9 +70,12 @@ class Engine:
         self.limits.check(prompt, params, num_speculative_tokens)
         assert decoder is not None or not params.stop, "stop strings need a decoder"
         requests = make_requests(request_id, prompt, params, num_speculative_tokens)
-        for request in requests:
-            text = TextStream(decoder(), params.stop) if decoder is not None else None
-            self.scheduler.add(request, Ending(request, self.eos_token_ids, self.limits.max_model_len, text))
+        texts = [TextStream(decoder(), params.stop) if decoder is not None else None for _ in requests]
+        limit = self.limits.max_model_len
+        self.scheduler.add(
+            requests,
+            [Ending(r, self.eos_token_ids, limit, text) for r, text in zip(requests, texts, strict=True)],
+        )
         return requests
 
     def abort(self, request_id: str) -> bool:

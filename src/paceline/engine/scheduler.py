@@ -66,11 +66,13 @@ class Scheduler:
         self._rows = list(range(max_num_seqs))[::-1]
         self._left: list[int] = []
 
-    def add(self, request: Request, ending: Ending) -> None:
-        if request.id in self._endings:
-            raise UserError(f"A request with the id {request.id!r} is already running; give each its own id.")
-        self._endings[request.id] = ending
-        self.waiting.append(request)
+    def add(self, requests: list[Request], endings: list[Ending]) -> None:
+        """Queues them all, or none: raises `UserError` when one has the id of a request that has not ended."""
+        for request in requests:
+            if request.id in self._endings:
+                raise UserError(f"A request with the id {request.id!r} is already running; give each its own id.")
+        self._endings.update((request.id, ending) for request, ending in zip(requests, endings, strict=True))
+        self.waiting.extend(requests)
 
     def abort(self, request_id: str) -> Request | None:
         """Ends a request now, wherever it is; None when it is not here (any more)."""
@@ -114,6 +116,8 @@ class Scheduler:
         size, before = self.allocator.block_size, len(self.running)
         for request in self.running:  # only its end is cut off below, maybe this request too
             while len(request.blocks) * size < len(request.tokens) and not self._grow(request, len(request.tokens)):
+                if self._reclaim():
+                    continue
                 victim = self.running.pop()
                 self._preempt(victim)
                 if victim is request:
@@ -172,15 +176,22 @@ class Scheduler:
         """Blocks for `places` tokens in all, or nothing at all and False."""
         allocator, blocks = self.allocator, request.blocks
         need = -(-places // allocator.block_size) - len(blocks)
-        free = allocator.num_free
-        if need > free:
+        if need > allocator.num_free:
             return False
-        if 2 * free > allocator.num_blocks:
-            most = -(-self._endings[request.id].longest // allocator.block_size) - len(blocks)
-            need = max(need, min(need + _AHEAD, most, free))
         if need > 0:
+            most = -(-self._endings[request.id].longest // allocator.block_size) - len(blocks)
+            need += max(0, min(_AHEAD, most - need, allocator.num_free - allocator.num_blocks // 2 - need))
             blocks += allocator.allocate(need, blocks[-1] if blocks else None)
         return True
+
+    def _reclaim(self) -> bool:
+        """Takes back the blocks that nobody has written to yet; False when there are none."""
+        allocator, before = self.allocator, self.allocator.num_free
+        for request in self.running:
+            used = -(-len(request.tokens) // allocator.block_size)
+            allocator.release(request.blocks[used:])
+            del request.blocks[used:]
+        return allocator.num_free > before
 
     def _preempt(self, request: Request) -> None:
         self._leave(request)

@@ -125,8 +125,10 @@ class LLM:
                 self.engine.abort(request.id)
 
     def _encode(self, prompt: Prompt) -> list[int]:
+        if not prompt:
+            return []  # the engine refuses it; encoded, it might hold a bos token
         if isinstance(prompt, str):
-            return self.tokenizer.encode(prompt) if prompt else []
+            return self.tokenizer.encode(prompt)
         return prompt if is_ids(prompt) else self.tokenizer.apply_chat_template(cast(Messages, prompt))
 
     def _decoder(self) -> IncrementalDecoder:

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from paceline.cache.blocks import BlockAllocator
 from paceline.cache.pool import Pool
 from paceline.config import EngineConfig, ModelConfig
@@ -18,6 +16,7 @@ from paceline.engine.scheduler import Scheduler, fixed_width
 from paceline.errors import UserError
 from paceline.models.decoder import DecoderModel
 from paceline.runtime.build import load_target
+from paceline.runtime.device import choose_device
 from paceline.runtime.runner import Runner
 from paceline.sampling import Sampler
 from paceline.spec.verify import verify
@@ -38,8 +37,8 @@ class Loaded:
     @staticmethod
     def from_dir(path: Path, dtype: str | None = None, device: str | None = None) -> Loaded:
         """dtype None: the checkpoint's; device None: cuda if there is one. Raises `UserError` for a bad checkpoint."""
-        where = _device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        return Loaded(path, load_target(path, dtype or "auto", where), Tokenizer.from_dir(path))
+        target = load_target(path, dtype or "auto", choose_device(device))
+        return Loaded(path, target, Tokenizer.from_dir(path))
 
     def engine(self, config: EngineConfig) -> Engine:
         """Raises `UserError` when the model cannot do what `config` asks."""
@@ -85,13 +84,3 @@ def num_blocks(target: DecoderModel, config: EngineConfig, limit: int) -> int:
     kept = spec.k_dim if spec.latent else spec.k_dim + spec.v_dim
     block_bytes = spec.num_layers * spec.num_kv_heads * kept * weight.element_size() * config.block_size
     return max(each, min(each * config.max_num_seqs, POOL_BYTES // block_bytes))
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"device {name!r} is not known; use cpu, cuda or cuda:N.") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device {name!r} was asked for, but there is no CUDA device here; use cpu.")
-    return device

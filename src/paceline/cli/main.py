@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 import sys
-from importlib.metadata import version
 from typing import Annotated
 
 import typer
 
+from paceline import __version__
 from paceline.cli.bench import bench
 from paceline.cli.demo import demo
 from paceline.cli.generate import generate
@@ -31,7 +31,7 @@ for command in (generate, demo, verify_lossless, bench):
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"paceline {version('paceline')}")
+        typer.echo(f"paceline {__version__}")
         raise typer.Exit()
 
 

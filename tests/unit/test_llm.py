@@ -1,0 +1,94 @@
+"""The Python API on the tiny model: shapes of what comes back, streams, many answers, aborts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from paceline.errors import UserError
+from paceline.llm import LLM
+from paceline.request import SamplingParams
+
+WARM = SamplingParams(max_tokens=24, temperature=0.9, seed=7)
+
+
+@pytest.fixture(scope="module")
+def llm(tiny_model: Path) -> LLM:
+    return LLM(tiny_model)
+
+
+def test_outputs_are_consistent(llm: LLM) -> None:
+    params = SamplingParams(max_tokens=12, temperature=0.9, seed=3, n=3, logprobs=2)
+    results = llm.generate(["one two", "the quick brown fox"], params)
+    for prompt, result in zip(["one two", "the quick brown fox"], results, strict=True):
+        assert result.prompt == prompt and result.prompt_token_ids == llm.tokenizer.encode(prompt)
+        assert [answer.index for answer in result.outputs] == [0, 1, 2]
+        assert len({answer.seed for answer in result.outputs}) == 3 and result.outputs[0].seed == 3
+        for answer in result.outputs:
+            assert answer.text == llm.tokenizer.decode(answer.token_ids)
+            assert len(answer.origins) == len(answer.token_ids) and answer.logprobs is not None
+            assert all(token in row for token, row in zip(answer.token_ids, answer.logprobs, strict=True))
+            assert sum(origin > 0 for origin in answer.origins) <= answer.speculation.accepted
+            assert answer.timing.tokens_per_second > 0 and answer.timing.ttft_ms > 0
+
+
+def test_kinds_of_prompts(llm: LLM) -> None:
+    """Text, its ids, and a chat: the ids are what counts."""
+    messages = [{"role": "user", "content": "one two"}]
+    text, ids = llm.generate(["one two", llm.tokenizer.encode("one two")], WARM)
+    assert text.outputs[0].token_ids == ids.outputs[0].token_ids and ids.prompt is None
+    chat = llm.chat(messages, WARM)[0]
+    assert chat.prompt == messages and chat.prompt_token_ids == llm.tokenizer.apply_chat_template(messages)
+    assert [r.outputs[0].token_ids for r in llm.chat([messages, messages], WARM)] == [chat.outputs[0].token_ids] * 2
+
+
+def test_a_stream_adds_up(llm: LLM) -> None:
+    whole = llm.generate("one two three", WARM)[0].outputs[0]
+    deltas = list(llm.stream("one two three", WARM))
+    assert "".join(delta.text for delta in deltas) == whole.text
+    assert [token for delta in deltas for token in delta.token_ids] == whole.token_ids
+    assert [origin for delta in deltas for origin in delta.origins] == whole.origins
+    assert [delta.finished is None for delta in deltas] == [True] * (len(deltas) - 1) + [False]
+    assert deltas[-1].finished is not None and deltas[-1].finished.token_ids == whole.token_ids
+
+
+def test_a_stop_string_ends_text_and_stream(llm: LLM) -> None:
+    free = llm.generate("one two three", WARM)[0].outputs[0]
+    stop = next(free.text[i : i + 2] for i in range(4, len(free.text) - 2) if free.text[i : i + 2].isascii())
+    params = SamplingParams(max_tokens=24, temperature=0.9, seed=7, stop=(stop,))
+    answer = llm.generate("one two three", params)[0].outputs[0]
+    assert answer.finish_reason == "stop" and answer.text == free.text[: free.text.index(stop)]
+    assert "".join(delta.text for delta in llm.stream("one two three", params)) == answer.text
+    assert answer.token_ids == free.token_ids[: len(answer.token_ids)]
+
+
+def test_parameters_may_differ_by_prompt(llm: LLM) -> None:
+    each = [SamplingParams(max_tokens=3), SamplingParams(max_tokens=5)]
+    lengths = [len(result.outputs[0].token_ids) for result in llm.generate(["one", "two"], each)]
+    assert lengths == [3, 5]
+    with pytest.raises(UserError, match="2 prompts but 1 sampling"):
+        llm.generate(["one", "two"], each[:1])
+
+
+def test_what_is_refused_leaves_nothing_behind(llm: LLM) -> None:
+    for bad in ("", [], [10**6], "one " * 400):
+        with pytest.raises(UserError):
+            llm.generate(["one two", bad], SamplingParams(max_tokens=4))
+        assert not llm.engine.has_unfinished
+    with pytest.raises(UserError, match="one answer"):
+        next(llm.stream("one", SamplingParams(n=2)))
+
+
+def test_leaving_a_stream_aborts_it(llm: LLM) -> None:
+    stream = llm.stream("one two three", SamplingParams(max_tokens=50))
+    next(stream)
+    stream.close()
+    assert not llm.engine.has_unfinished
+
+
+def test_unknown_options_are_named(tiny_model: Path) -> None:
+    with pytest.raises(UserError, match="block_sise"):
+        LLM(tiny_model, block_sise=4)
+    with pytest.raises(UserError, match="context is 256"):
+        LLM(tiny_model, max_model_len=1000)

@@ -1,0 +1,215 @@
+"""`paceline train`: a model with its MTP modules, from JSONL text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from paceline.cli import options as opt
+from paceline.errors import UserError
+from paceline.train.settings import OptimConfig, TrainConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from paceline.config import ModelConfig
+    from paceline.train.run import Run
+    from paceline.train.trainer import Trainer
+
+DATA, LENGTH, LEARNING = "Data", "Length and batches", "Learning"
+
+
+def _option(help: str, panel: str, of: type, name: str, *flags: str) -> Any:
+    """An option whose default lives in the field `name` of a configuration class."""
+    default = getattr(of, name, None)
+    shown = False if default is None else str(default).lower() if isinstance(default, bool) else f"{default}"
+    return typer.Option(*flags, help=help, rich_help_panel=panel, show_default=shown)
+
+
+def _run(help: str, name: str, panel: str = LENGTH) -> Any:
+    return _option(help, panel, TrainConfig, name)
+
+
+def _learning(help: str, name: str) -> Any:
+    return _option(help, LEARNING, OptimConfig if hasattr(OptimConfig, name) else TrainConfig, name)
+
+
+def train(
+    config: Annotated[
+        Path, typer.Option(help="The model's shape: config.json or its directory.", rich_help_panel=DATA)
+    ],
+    data: Annotated[
+        list[Path], typer.Option(help="JSONL file, or directory of them. Repeatable.", rich_help_panel=DATA)
+    ],
+    out: Annotated[Path, typer.Option(help="Directory of the run.", rich_help_panel=DATA)],
+    eval_data: Annotated[
+        list[Path] | None, typer.Option(help="Held-out JSONL. Repeatable.", rich_help_panel=DATA)
+    ] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="Directory of a tokenizer.", rich_help_panel=DATA)] = None,
+    vocab_size: Annotated[
+        int | None, typer.Option(help="Train a tokenizer of that size on the data.", rich_help_panel=DATA)
+    ] = None,
+    repeat: Annotated[
+        list[str] | None, typer.Option(help="How often a file counts, as NAME=TIMES. Repeatable.", rich_help_panel=DATA)
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out.", rich_help_panel=DATA)
+    ] = False,
+    steps: Annotated[int | None, _run("Stop after that many updates.", "steps")] = None,
+    epochs: Annotated[float | None, _run("Stop after that many passes over the data.", "epochs")] = None,
+    max_minutes: Annotated[
+        float | None, _run("Stop after that time; the schedule follows the clock.", "max_minutes")
+    ] = None,
+    batch_tokens: Annotated[int | None, _run("Tokens an update.", "batch_tokens")] = None,
+    micro_tokens: Annotated[int | None, _run("Tokens a forward pass, to save memory.", "micro_tokens")] = None,
+    seq_len: Annotated[int | None, _run("Tokens a row that documents are packed into.", "seq_len")] = None,
+    log_every: Annotated[int | None, _run("Steps between two lines.", "log_every")] = None,
+    eval_every: Annotated[int | None, _run("Steps between two evaluations and exports.", "eval_every")] = None,
+    eval_tokens: Annotated[
+        int | None, _run("Held-out tokens of an evaluation; the last takes all.", "eval_tokens")
+    ] = None,
+    save_every: Annotated[int | None, _run("Steps between two checkpoints.", "save_every")] = None,
+    optimizer: Annotated[str | None, _learning("muon or adamw.", "optimizer")] = None,
+    lr: Annotated[float | None, _learning("Largest learning rate.", "lr")] = None,
+    adam_lr_ratio: Annotated[
+        float | None, _learning("AdamW's rate over Muon's, when both run.", "adam_lr_ratio")
+    ] = None,
+    schedule: Annotated[str | None, _learning("wsd, cosine or constant.", "schedule")] = None,
+    warmup_steps: Annotated[int | None, _learning("Steps until the largest rate.", "warmup_steps")] = None,
+    decay: Annotated[float | None, _learning("Share of the run that wsd decays over.", "decay")] = None,
+    final_lr_ratio: Annotated[float | None, _learning("Last rate over the largest.", "final_lr_ratio")] = None,
+    weight_decay: Annotated[float | None, _learning("Decoupled weight decay.", "weight_decay")] = None,
+    clip: Annotated[float | None, _learning("Largest norm of the gradient; 0: any.", "clip")] = None,
+    ema: Annotated[float | None, _learning("Average the weights with that memory; 0: do not.", "ema")] = None,
+    mtp_loss_weight: Annotated[float | None, _learning("Weight of the depths' mean loss.", "mtp_loss_weight")] = None,
+    detach_mtp: Annotated[bool, _learning("The MTP modules do not teach the target.", "detach_mtp")] = False,
+    loss_on: Annotated[str | None, _learning("all, or only the assistant's answers.", "loss_on")] = None,
+    balance_rate: Annotated[float | None, _learning("Speed of the experts' load balancing.", "balance_rate")] = None,
+    seed: Annotated[int | None, _learning("Of weights and order of the data.", "seed")] = None,
+    dtype: Annotated[str | None, _learning("bfloat16 or float32; master weights are float32.", "dtype")] = None,
+    device: opt.Device = None,
+    threads: opt.Threads = None,
+) -> None:
+    """Pretrain a model together with its MTP modules; RUN/model is a checkpoint that every other command reads.
+
+    SIGINT and SIGTERM save the run and end it; --resume goes on exactly where it stood."""
+    given = {name: value for name, value in locals().items() if value is not None}
+    settings = train_config(given)
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+    trainer, run = prepare(settings, given)
+    from paceline.train.run import train as train_to_the_end
+
+    if not train_to_the_end(trainer, run, resume):
+        raise typer.Exit(130)
+
+
+def train_config(given: dict[str, Any]) -> TrainConfig:
+    """Of a command's arguments those that a run is configured by."""
+    optim = {name: given[name] for name in OptimConfig.__dataclass_fields__ if name in given}
+    return TrainConfig(
+        **{name: given[name] for name in TrainConfig.__dataclass_fields__ if name in given}, optim=OptimConfig(**optim)
+    )
+
+
+def prepare(settings: TrainConfig, given: dict[str, Any]) -> tuple[Trainer, Run]:
+    """Reads everything that a user may have got wrong before anything is written or trained."""
+    from paceline.train.corpus import load_corpus
+    from paceline.train.examples import jsonl_files
+    from paceline.train.packing import pack
+    from paceline.train.run import Run
+    from paceline.train.trainer import Trainer
+
+    out: Path = given["out"]
+    model_config = read_config(given["config"])
+    repeat = read_repeats(given.get("repeat", []))
+    device = choose_device(given.get("device"))
+    files = jsonl_files(given["data"])
+    held_out_files = jsonl_files(given["eval_data"]) if given.get("eval_data") else []
+    tokenizer = find_tokenizer(given, files)
+    check_vocabulary(model_config, tokenizer)
+    corpus = load_corpus(files, tokenizer, out / "train.safetensors")
+    data = pack(corpus, settings.seq_len, settings.seed, answers_only=settings.loss_on == "answers", repeat=repeat)
+    held_out = None
+    if held_out_files:
+        eval_corpus = load_corpus(held_out_files, tokenizer, out / "eval.safetensors")
+        held_out = pack(eval_corpus, settings.seq_len, 0, answers_only=True)
+    return Trainer(settings, model_config, data, device), Run(out, tokenizer, model_config, held_out)
+
+
+def read_config(path: Path) -> ModelConfig:
+    """From config.json, or from the directory that holds it."""
+    import json
+
+    from paceline.config import ModelConfig
+
+    if path.is_dir():
+        return ModelConfig.from_dir(path)
+    try:
+        raw = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        raw = None
+    if not isinstance(raw, dict):
+        raise UserError(f"--config {path} is not a JSON object; give a model's config.json.")
+    return ModelConfig.from_dict(raw)
+
+
+def read_repeats(entries: list[str]) -> dict[str, float]:
+    """["a=10"] to {"a": 10.0}."""
+    repeats: dict[str, float] = {}
+    for entry in entries:
+        name, _, times = entry.rpartition("=")
+        try:
+            repeats[name] = float(times)
+        except ValueError:
+            repeats[name] = -1.0
+        if not name or not 0 <= repeats[name] <= 1000:
+            raise UserError(f"--repeat {entry!r} must be NAME=TIMES with TIMES from 0 to 1000, as in stories=2.")
+    return repeats
+
+
+def choose_device(name: str | None) -> torch.device:
+    """`auto` and None: cuda when there is one."""
+    import torch
+
+    if name in (None, "auto"):
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(str(name))
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError):
+        raise UserError(f"--device {name} is not there; use cpu, cuda or auto.") from None
+    return device
+
+
+def find_tokenizer(given: dict[str, Any], files: list[Path]) -> Path:
+    """The directory that was named, or of a tokenizer trained now (kept for --resume)."""
+    from paceline.tokenizer_training import train_tokenizer
+    from paceline.train.examples import read_examples
+
+    named, size = given.get("tokenizer"), given.get("vocab_size")
+    if (named is None) == (size is None):
+        raise UserError("Say which tokenizer to use: give either --tokenizer DIR or --vocab-size N to train one.")
+    if named is not None:
+        return Path(named)
+    directory: Path = given["out"] / "tokenizer"
+    if not (given.get("resume") and (directory / "tokenizer.json").is_file()):
+        train_tokenizer(
+            (text for example in read_examples(files) for text in example.texts()), int(size or 0), directory
+        )
+    return directory
+
+
+def check_vocabulary(config: ModelConfig, tokenizer: Path) -> None:
+    """Raises UserError when the tokenizer has ids that the model has no row for."""
+    from paceline.tokenizer import Tokenizer
+
+    known = Tokenizer.from_dir(tokenizer).vocab_size
+    if known > config.vocab_size:
+        raise UserError(
+            f"The tokenizer has {known} tokens, config.json only {config.vocab_size}: make vocab_size as large."
+        )

@@ -1,0 +1,72 @@
+"""Reads training examples: JSONL files of conversations and plain texts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paceline.errors import UserError
+
+
+@dataclass(frozen=True)
+class Example:
+    """Either a conversation (`messages`) or a plain `text`; `source` is the file's name without its ending."""
+
+    source: str
+    messages: list[dict[str, str]] | None = None
+    text: str | None = None
+
+    def texts(self) -> Iterator[str]:
+        """What a tokenizer learns from."""
+        if self.text is not None:
+            yield self.text
+        for message in self.messages or []:
+            yield message["content"]
+
+
+def jsonl_files(paths: list[Path]) -> list[Path]:
+    """Files as they are, directories as their *.jsonl in order of name. Raises UserError for a path that gives none."""
+    files: list[Path] = []
+    for path in paths:
+        found = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+        if not found or not found[0].is_file():
+            raise UserError(f"{path} is no JSONL file and no directory of them; give the path of the training text.")
+        files += found
+    return files
+
+
+def read_examples(files: list[Path]) -> Iterator[Example]:
+    """All examples in order. Raises UserError that names file and line of the first one which cannot be read."""
+    for file in files:
+        with file.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield _example(line, file, number)
+
+
+def _example(line: bytes, file: Path, number: int) -> Example:
+    try:
+        raw = json.loads(line)
+    except (ValueError, RecursionError):
+        raise _unreadable(file, number, "is not valid JSON") from None
+    if isinstance(raw, dict):
+        if isinstance(raw.get("text"), str) and raw["text"]:
+            return Example(file.stem, text=raw["text"])
+        if _is_conversation(raw.get("messages")):
+            return Example(file.stem, messages=raw["messages"])
+    raise _unreadable(file, number, 'has neither a "text" nor "messages" of role and content')
+
+
+def _is_conversation(messages: Any) -> bool:
+    return isinstance(messages, list) and bool(messages) and all(map(_is_message, messages))
+
+
+def _is_message(message: Any) -> bool:
+    return isinstance(message, dict) and all(isinstance(message.get(name), str) for name in ("role", "content"))
+
+
+def _unreadable(file: Path, number: int, problem: str) -> UserError:
+    return UserError(f"{file}:{number} {problem}: mend or remove that line.")

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+GRAIN = 32768  # elements below which torch does not divide an elementwise operation between threads (at::internal::GRAIN_SIZE)
+LONG_SUM = 1024  # oneDNN sums a single bf16 row of more inputs in another order than two rows; measured above 1536
 
 
 class Linear(nn.Module):
@@ -67,7 +72,18 @@ class GatedMLP(nn.Module):
 def silu_and_mul(gate_up: Tensor) -> Tensor:
     """[..., 2 * n] to silu(first n) * last n."""
     gate, up = gate_up.chunk(2, dim=-1)
-    return F.silu(gate) * up
+    return rowwise(F.silu, gate) * up
+
+
+def rowwise(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """An elementwise function of x [rows, n] such that a row has the same bits among any others.
+
+    On the CPU a large tensor is cut between threads anywhere, and what does not fill a vector at a cut goes through scalar
+    code, whose exp differs in the last bit. Pieces of whole rows below torch's grain size are not cut. Training, which
+    asks for no such thing, takes the plain way."""
+    if x.numel() <= GRAIN or x.device.type != "cpu" or torch.is_grad_enabled():
+        return function(x)
+    return torch.cat([function(part) for part in x.split(max(1, GRAIN // x.shape[-1]))])
 
 
 def pack_weight(weight: Tensor) -> Tensor | None:
@@ -81,7 +97,9 @@ def pack_weight(weight: Tensor) -> Tensor | None:
 
 
 def packed_linear(x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`F.linear` on a weight from `pack_weight`."""
+    """`F.linear` of x [rows, in] on a weight from `pack_weight`; a row has the same bits among any others."""
+    if x.shape[0] == 1 and x.shape[1] > LONG_SUM:
+        return packed_linear(x.expand(2, -1).contiguous(), packed, bias)[:1]
     y: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
     return y
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paceline.layers.basic import GatedMLP, pack_weight, packed_linear, prefixed, silu_and_mul
+from paceline.layers.basic import GatedMLP, pack_weight, packed_linear, prefixed, rowwise, silu_and_mul
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,11 @@ class Router(nn.Module):
         return experts, weights * s.scaling
 
     def scores(self, x: Tensor) -> Tensor:
-        # float32 products depend on the row count below 8 rows on the CPU; padding to 16 makes a row's scores its own.
+        # float32 products depend on the row count below 8 rows on the CPU, and a sigmoid at the end of a tensor goes through
+        # scalar code; padding to 32 rows makes a row's scores its own.
         rows = x.shape[0]
-        padded = F.pad(x.to(torch.float32), (0, 0, 0, -rows % 16))
-        return F.linear(padded, self.weight.to(torch.float32))[:rows].sigmoid()
+        padded = F.pad(x.to(torch.float32), (0, 0, 0, -rows % 32))
+        return rowwise(torch.sigmoid, F.linear(padded, self.weight.to(torch.float32)))[:rows]
 
     def within_groups(self, choice: Tensor) -> Tensor:
         """Only the `top_groups` groups with the largest sum of their two best scores stay in play."""

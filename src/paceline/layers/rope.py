@@ -33,17 +33,30 @@ def yarn_mscale(factor: float, mscale: float = 1.0) -> float:
 class Rope(nn.Module):
     """cos and sin for positions. `interleaved`: pairs are (0,1), (2,3), ... as DeepSeek stores them, else (i, i + dim/2)."""
 
-    def __init__(self, dim: int, parameters: Mapping[str, Any], interleaved: bool = False) -> None:
+    def __init__(
+        self, dim: int, parameters: Mapping[str, Any], max_positions: int, interleaved: bool = False
+    ) -> None:
         super().__init__()
+        self.max_positions = max_positions
+        self._table: Tensor | None = None
         inverse, self.scale = inverse_frequencies(dim, parameters)
         self.interleaved = interleaved
         self.register_buffer("inverse", inverse, persistent=False)
         self.inverse: Tensor
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """positions [T] to cos, sin [T, 1, dim/2] in float32."""
-        angles = positions.to(torch.float32)[:, None, None] * self.inverse
-        return angles.cos() * self.scale, angles.sin() * self.scale
+        """positions [T] to cos, sin [T, 1, dim/2] in float32. Positions beyond the context or below 0 mean nothing."""
+        if self._table is None or self._table.device != positions.device:
+            with torch.inference_mode(False):  # it outlives this pass, and a later one may train
+                self._table = self.table(positions.device)
+        cos, sin = self._table.index_select(0, positions.clamp(0, len(self._table) - 1)).unsqueeze(-2).unbind(1)
+        return cos, sin
+
+    def table(self, device: torch.device) -> Tensor:
+        """cos and sin of every position, [max_positions, 2, dim/2]. Made once, so that a position has the same bits in every
+        pass: vectorised cos and sin differ in the last bit from the scalar ones that finish a row."""
+        angles = torch.arange(self.max_positions, dtype=torch.float32, device="cpu")[:, None] * self.inverse.cpu()
+        return (torch.stack((angles.cos(), angles.sin()), dim=1) * self.scale).to(device)
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """x [T, heads, dim] to the same shape, rotated. Interleaved pairs come out de-interleaved, for q and k alike."""

@@ -68,7 +68,8 @@ def cache_spec(raw: Any, num_layers: int) -> CacheSpec:
 
 
 def make_rope(raw: Any) -> Rope:
-    return Rope(raw["qk_rope_head_dim"], rope_parameters(raw), interleaved=bool(raw.get("rope_interleave", True)))
+    interleaved = bool(raw.get("rope_interleave", True))
+    return Rope(raw["qk_rope_head_dim"], rope_parameters(raw), raw["max_position_embeddings"], interleaved)
 
 
 def attention_scale(raw: Any) -> float:

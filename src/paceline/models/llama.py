@@ -42,7 +42,7 @@ def build(config: ModelConfig) -> DecoderModel:
     check(config, variant)
     eps = float(config.raw.get("rms_norm_eps", 1e-6))
     sizes = attention_sizes(config, variant, eps)
-    rope = Rope(sizes.head_dim, rope_parameters(config.raw))
+    rope = Rope(sizes.head_dim, rope_parameters(config.raw), config.max_position_embeddings)
 
     def layer(_: int) -> DecoderLayer:
         mlp = GatedMLP(config.hidden_size, config.raw["intermediate_size"])

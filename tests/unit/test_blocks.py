@@ -15,7 +15,7 @@ SIZE, BLOCKS = 2, 9
 
 
 class AllocatorMachine(RuleBasedStateMachine):
-    """Texts come, share, read on, and leave. `content[b]` is the whole text up to the end of block b, as last written."""
+    """Texts come, share, read on, and leave. `content[b]`: the text up to the end of block b, as last written."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -53,7 +53,7 @@ def test_half_a_character_at_the_end_is_shown_as_it_is() -> None:
     st.lists(st.text("ab", min_size=1, max_size=5), max_size=3),
 )
 def test_the_text_ends_before_the_first_stop_string(pieces: list[str], stops: list[str]) -> None:
-    """Definition: the shortest beginning of the tokens whose text has a stop string; its text before the earliest one."""
+    """The fewest tokens whose text has a stop string, and that text before the earliest one."""
     stream, shown, stopped_at = TextStream(Pieces(*pieces), stops), "", None
     for token in range(len(pieces)):
         if stream.append(token):

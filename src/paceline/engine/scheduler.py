@@ -94,7 +94,7 @@ class Scheduler:
 
     def plan(self) -> Plan:
         """Every decode's pending token; then drafts; then prompts in order of arrival; then new requests."""
-        preempted = self._hold_pending_tokens()
+        self._hold_pending_tokens()
         ready = [request for request in self.running if len(request.tokens) - request.cached == 1]
         widths, budget = self._fit(ready)
         reading: list[tuple[Request, int]] = []
@@ -104,16 +104,16 @@ class Scheduler:
                 if lag > 1 and budget:
                     reading.append((request, min(lag, budget)))
                     budget -= reading[-1][1]
-        while self.waiting and budget and self._rows and not preempted and self._admit(self.waiting[0]):
+        while self.waiting and budget and self._rows and self._admit(self.waiting[0]):
             request = self.waiting.popleft()
             reading.append((request, min(request.lag, budget)))
             budget -= reading[-1][1]
         left, self._left = self._left, []
         return Plan(ready, widths, reading, left)
 
-    def _hold_pending_tokens(self) -> bool:
-        """A block for every token of those that run, at the cost of the latest arrivals; True when one had to go."""
-        size, before = self.allocator.block_size, len(self.running)
+    def _hold_pending_tokens(self) -> None:
+        """A block for every token of those that run, if need be at the cost of the latest arrivals."""
+        size = self.allocator.block_size
         for request in self.running:  # only its end is cut off below, maybe this request too
             while len(request.blocks) * size < len(request.tokens) and not self._grow(request, len(request.tokens)):
                 if self._reclaim():
@@ -122,7 +122,6 @@ class Scheduler:
                 self._preempt(victim)
                 if victim is request:
                     break
-        return len(self.running) < before
 
     def _fit(self, ready: list[Request]) -> tuple[list[int], int]:
         """The widths, cut to what may be emitted, to the blocks that are free and to the batch; the tokens left in it.
@@ -168,7 +167,7 @@ class Scheduler:
                 end = known
                 while end + size < len(tokens) and other.tokens[end : end + size] == tokens[end : end + size]:
                     end += size
-                if end > other.cached and 2 * (end - known) >= len(tokens) - known:
+                if 2 * (end - known) >= len(tokens) - known:
                     return True
         return False
 

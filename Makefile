@@ -29,19 +29,20 @@ test: $(READY)  ## all tests (ARGS="-k name" for some)
 	$(RUN)/python -m pytest $(ARGS)
 
 check: $(READY)  ## lint, format and types
-	$(RUN)/ruff check src tests
-	$(RUN)/ruff format --check src tests
+	$(RUN)/ruff check src tests benchmarks
+	$(RUN)/ruff format --check src tests benchmarks
 	$(RUN)/mypy
 
 format: $(READY)  ## let ruff rewrite what it can
-	$(RUN)/ruff check --fix src tests
-	$(RUN)/ruff format src tests
+	$(RUN)/ruff check --fix src tests benchmarks
+	$(RUN)/ruff format src tests benchmarks
 
 train: $(READY)  ## pretrain a model with its MTP modules (ARGS="--help" tells what it needs)
 	$(RUN)/paceline train $(ARGS)
 
 bench: $(READY)  ## acceptance and speed on the held-out prompts
 	$(RUN)/paceline bench $(ARGS)
+	$(RUN)/python benchmarks/against_transformers.py
 
 clean:  ## remove the environment and everything built
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

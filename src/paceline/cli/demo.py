@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Annotated
@@ -67,15 +68,17 @@ def demo(
 
 def _watch(console: Console, plain: LLM, fast: LLM, prompt: HeldOut, params: SamplingParams) -> RenderableType:
     """Both answers as they are written, one after the other; returns the finished picture."""
-    sides = {"plain decoding": (plain, Painter(plain.tokenizer)), "with MTP": (fast, Painter(fast.tokenizer))}
+    sides = {"plain": (plain, Painter(plain.tokenizer)), "with MTP": (fast, Painter(fast.tokenizer))}
     panels = {name: answer_panel(name, painter.text) for name, (_, painter) in sides.items()}
-    with Live(console=console, refresh_per_second=20) as live:
+    with Live(console=console, refresh_per_second=20, transient=True) as live:
         for name, (llm, painter) in sides.items():
             for passes, delta in enumerate(llm.stream(prompt.content, params), 1):
                 painter.add(delta.token_ids, delta.origins)
-                panels[name] = answer_panel(f"{name}: {passes} passes of the model", painter.text)
+                panels[name] = answer_panel(f"{name}: {passes} passes", painter.text)
                 live.update(pair(prompt, list(panels.values())))
-    return pair(prompt, list(panels.values()))
+    finished = pair(prompt, list(panels.values()))
+    console.print(finished)
+    return finished
 
 
 def answer_panel(title: str, text: Text) -> Panel:
@@ -126,10 +129,10 @@ def results_table(result: Race, num_speculative_tokens: int) -> Table:
 
 
 def _save_picture(path: str, shown: list[RenderableType]) -> None:
-    """As SVG, drawn on a console of its own, so that the picture does not depend on the terminal."""
+    """As SVG, drawn on a console of its own, so that the picture does not depend on the terminal; it loads no font."""
     canvas = Console(
         record=True, width=PICTURE_WIDTH, file=io.StringIO(), force_terminal=True, color_system="truecolor"
     )
     for thing in shown:
         canvas.print(thing)
-    canvas.save_svg(path, title="paceline demo")
+    Path(path).write_text(re.sub(r"@font-face \{.*?\}", "", canvas.export_svg(title="paceline demo"), flags=re.DOTALL))

@@ -21,8 +21,8 @@ from paceline.train.examples import Example, read_examples
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents end to end: tokens [N] int32; answers [N] bool (text that the assistant, or a plain text's author, wrote);
-    ends [docs] int64, the place after each document; sources [docs] int64 into `names`."""
+    """Documents end to end: tokens [N] int32; answers [N] bool (text that the assistant, or a plain text's author,
+    wrote); ends [docs] int64, the place after each document; sources [docs] int64 into `names`."""
 
     tokens: Tensor
     answers: Tensor
@@ -89,7 +89,8 @@ def _encode(example: Example, tokenizer: Tokenizer, marks: Marks) -> list[int]:
 def answer_mask(tokens: Tensor, ends: Tensor, marks: Marks) -> Tensor:
     """[N] bool: True inside an assistant's turn, its end token included and its opening mark not, and in plain texts.
 
-    Example: <user> hi <end> <assistant> hello <end> gives 0 0 0 0 1 1. A token's state is set by the last mark before it."""
+    Example: <user> hi <end> <assistant> hello <end> gives 0 0 0 0 1 1. A token's state is set by the last mark before
+    it."""
     state = torch.zeros(
         len(tokens), dtype=torch.int64
     )  # 1: not the assistant's, 2: the assistant's, from the next token on

@@ -15,8 +15,9 @@ from paceline.train.packing import Batch, Packed
 
 @dataclass
 class Tally:
-    """Sums over places. places[d], loss[d]: what depth d (0: the target) had to predict; agreed[d]: places where depths 1..d all
-    drafted what the target itself says there; reached[d]: places with depth d to predict where depths 1..d-1 all agreed."""
+    """Sums over places. places[d], loss[d]: what depth d (0: the target) had to predict; agreed[d]: places where depths
+    1..d all drafted what the target itself says there; reached[d]: places with depth d to predict where depths 1..d-1
+    all agreed."""
 
     places: list[float]
     loss: list[float]

@@ -24,8 +24,8 @@ def new_trainee(config: ModelConfig, seed: int, dtype: torch.dtype, device: torc
 
 @torch.no_grad()
 def draw_weights(model: nn.Module, num_layers: int, seed: int) -> None:
-    """Matrices: normal with deviation 0.5 / sqrt(inputs), those that write to the residual stream less by sqrt(2 layers);
-    the embedding's rows 0.02 (its inputs are one-hot). Norms stay 1, biases 0."""
+    """Matrices: normal with deviation 0.5 / sqrt(inputs), those that write to the residual stream less by sqrt(2
+    layers); the embedding's rows 0.02 (its inputs are one-hot). Norms stay 1, biases 0."""
     generator = torch.Generator().manual_seed(seed)
     for name, param in model.named_parameters():
         if param.dim() >= 2:

@@ -13,12 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paceline.cache.dense import DenseAttend
+
 from paceline.models.decoder import DecoderModel
 from paceline.models.mtp import MTP
+from paceline.train.attention import training_attend
 from paceline.train.packing import Batch
 
-CHUNK = 1024  # rows whose logits exist at a time
+CHUNK = 512  # rows whose logits exist at a time
 
 
 class Trainee(nn.Module):
@@ -34,7 +35,7 @@ class Trainee(nn.Module):
 
     def hidden(self, batch: Batch, detach: bool = False) -> list[Tensor]:
         """The states of the target and of each depth, [B*T, hidden] each. `detach`: the depths do not teach the target."""
-        tokens, positions, attend = batch.tokens.flatten(), batch.positions.flatten(), DenseAttend(batch.documents)
+        tokens, positions, attend = batch.tokens.flatten(), batch.positions.flatten(), training_attend(batch.documents)
         states = [self.target(tokens, positions, attend)]
         features = states[0].detach() if detach else states[0]
         for d, depth in enumerate(self.mtp.depths if self.mtp is not None else [], 1):

@@ -35,7 +35,8 @@ class Slot:
 
 
 class Optimizer:
-    """Call `accumulate` after each backward pass and `step` once for all of them. `state` is all that a resume needs."""
+    """Call `accumulate` after each backward pass and `step` once for all of them. `state` is all that a resume
+    needs."""
 
     def __init__(self, model: Trainee, config: OptimConfig) -> None:
         self.config, self.steps = config, 0
@@ -126,7 +127,8 @@ def orthogonalised(g: Tensor) -> Tensor:
 
 
 def _kinds(model: Trainee) -> Iterator[tuple[str, nn.Parameter, str]]:
-    """Every trained parameter once: its name and whether it is a `matrix`, a `table` (embedding, head, router) or `small`."""
+    """Every trained parameter once: its name and whether it is a `matrix`, a `table` (embedding, head, router) or
+    `small`."""
     tables = {id(model.target.lm_head.weight)}
     for module in model.modules():
         if isinstance(module, Embedding | Router):

@@ -1,4 +1,5 @@
-"""Documents packed into rows of one length, and rows dealt out as batches: the same ones for the same seed, at any step."""
+"""Documents packed into rows of one length, and rows dealt out as batches: the same ones for the same seed, at any
+step."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ Piece = tuple[int, int]  # where a document, or a part of one that is longer tha
 
 
 class Packed:
-    """`rows[r]` lists the pieces of row r. `batch` makes tensors of chosen rows; `step` deals rows out by (seed, epoch)."""
+    """`rows[r]` lists the pieces of row r. `batch` makes tensors of chosen rows; `step` deals rows out by (seed,
+    epoch)."""
 
     def __init__(self, corpus: Corpus, rows: list[list[Piece]], length: int, seed: int, answers_only: bool) -> None:
         self.corpus, self.packed, self.length, self.seed = corpus, rows, length, seed
@@ -88,7 +90,8 @@ def pack(
     """Packs every document as often as its source's `repeat` says (1.5: once, and every second one twice).
 
     Documents come in an order drawn from `seed`; each goes to the fullest open row where it still fits. Pieces of a
-    document longer than a row are documents of their own. Raises UserError for a source in `repeat` that is not there."""
+    document longer than a row are documents of their own. Raises UserError for a source in `repeat` that is not
+    there."""
     draw = random.Random(seed)
     pieces = _pieces(corpus, length, draw, repeat or {})
     draw.shuffle(pieces)

@@ -10,8 +10,8 @@ KINDS = ("cosine", "wsd", "constant")
 
 @dataclass(frozen=True)
 class Schedule:
-    """`kind` wsd: warm-up, stable, then a linear decay over the last `decay` of the run (Hu et al. 2024, MiniCPM); cosine: decay
-    from the end of the warm-up. `floor`: the last learning rate over the largest one."""
+    """`kind` wsd: warm-up, stable, then a linear decay over the last `decay` of the run (Hu et al. 2024, MiniCPM);
+    cosine: decay from the end of the warm-up. `floor`: the last learning rate over the largest one."""
 
     kind: str
     lr: float

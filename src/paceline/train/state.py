@@ -17,7 +17,8 @@ from paceline.errors import UserError
 
 
 def save_state(directory: Path, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
-    """Replaces `directory`. A crash at any moment leaves the old state or the new one (perhaps under its other name)."""
+    """Replaces `directory`. A crash at any moment leaves the old state or the new one (perhaps under its other
+    name)."""
     new, old = directory.with_name(directory.name + ".new"), directory.with_name(directory.name + ".old")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)

@@ -25,7 +25,8 @@ from paceline.train.state import load_state, save_state
 
 @dataclass(frozen=True)
 class StepReport:
-    """loss: mean cross entropy of the target and of each depth, in nats; tokens: without padding; seconds: of this step."""
+    """loss: mean cross entropy of the target and of each depth, in nats; tokens: without padding; seconds: of this
+    step."""
 
     step: int
     progress: float
@@ -129,6 +130,7 @@ class Trainer:
         return {"seed": c.seed, "batch_tokens": c.batch_tokens, "seq_len": c.seq_len, "rows_of_data": len(self.data)}
 
     def _tensors(self) -> dict[str, Tensor]:
-        """Everything that a step changes: the optimiser's tensors and the parameters it does not own (router biases)."""
+        """Everything that a step changes: the optimiser's tensors and the parameters it does not own (router
+        biases)."""
         others = {f"param.{name}": p.data for name, p in self.model.named_parameters() if not p.requires_grad}
         return self.optimizer.state() | others

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
 from paceline.models.decoder import DecoderModel
 from paceline.models.mtp import MTP
 from paceline.train.attention import training_attend

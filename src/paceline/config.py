@@ -83,8 +83,9 @@ def _positive(raw: Mapping[str, Any], name: str) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """How the engine runs. `num_blocks` None: as many as `max_num_seqs` requests of `max_model_len` need, within reason.
-    `mtp_modules` None: one module for each drafted token, as far as the checkpoint has them; fewer are fed their own output.
+    """How the engine runs. `num_blocks` None: as many as `max_num_seqs` requests of `max_model_len` need, within
+    reason. `mtp_modules` None: one module for each drafted token, as far as the checkpoint has them;
+    fewer are fed their own output.
 
     Raises `UserError` for a value that makes no sense."""
 

@@ -16,8 +16,8 @@ class SamplingParams:
     """How to choose tokens, in vLLM's and OpenAI's names.
 
     `temperature` 0 is greedy. `top_k` 0 or -1, `top_p` 1 and `min_p` 0 are off. `seed` None draws a fresh one, and the
-    output tells it. `logprobs` is the number of top alternatives to report beside the chosen token (0: only the chosen one).
-    Raises `UserError` for a value out of range.
+    output tells it. `logprobs` is the number of top alternatives to report beside the chosen token (0: only the chosen
+    one). Raises `UserError` for a value out of range.
     """
 
     temperature: float = 0.0
@@ -64,7 +64,8 @@ class SamplingParams:
 
 @dataclass
 class SpeculationStats:
-    """Counts of one request, or of many when added. `offered[j]`, `taken[j]`: drafts at position j offered and accepted."""
+    """Counts of one request, or of many when added.
+    `offered[j]`, `taken[j]`: drafts at position j offered and accepted."""
 
     verifications: int = 0
     emitted: int = 0
@@ -127,8 +128,9 @@ class Request:
     """One sequence in the engine.
 
     `tokens` is the prompt, then all that is committed; the last one is pending: the target has not read it yet.
-    `cached` of them have been read. `blocks` is the block table; `row` is this request's row in every per-request tensor
-    (-1 while it waits). `origins[i]` tells who wrote generated token i: 0 the target, d > 0 an accepted draft of depth d.
+    `cached` of them have been read. `blocks` is the block table; `row` is this request's row in every per-request
+    tensor (-1 while it waits).
+    `origins[i]` tells who wrote generated token i: 0 the target, d > 0 an accepted draft of depth d.
     """
 
     id: str

@@ -31,7 +31,8 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, directory: Path, context: int = 4096) -> None:
-    """Writes tokenizer.json and tokenizer_config.json. Special tokens get the ids 0, 1, ... in the order of SPECIAL_TOKENS.
+    """Writes tokenizer.json and tokenizer_config.json. Special tokens get the ids 0, 1, ...
+    in the order of SPECIAL_TOKENS.
 
     Raises UserError when `vocab_size` has no room for the bytes and the special tokens."""
     if vocab_size < MIN_VOCAB_SIZE:

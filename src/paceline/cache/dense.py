@@ -7,7 +7,8 @@ from torch import Tensor
 
 
 class DenseAttend:
-    """Causal attention inside each document. documents [B, S] int: equal numbers mark one document; tokens come as B*S rows."""
+    """Causal attention inside each document. documents [B, S] int: equal numbers mark one document;
+    tokens come as B*S rows."""
 
     absorbed = False
 

@@ -12,7 +12,8 @@ SPARE_SLOTS = 64
 
 
 class Pool:
-    """k [layers][slots, Hkv, k_dim] and v [layers][slots, Hkv, v_dim] (latent caches keep k only; v is its first part)."""
+    """k [layers][slots, Hkv, k_dim] and v [layers][slots, Hkv, v_dim] (latent caches keep k only;
+    v is its first part)."""
 
     def __init__(
         self, spec: CacheSpec, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device | str = "cpu"

@@ -15,11 +15,11 @@ from paceline.spec.proposal import Proposal
 class Seen:
     """What the target read in one step, committed tokens only.
 
-    Request r read the tokens at logical places first[r] .. first[r] + count[r] - 1 (its accepted path, or a prompt chunk);
-    hidden [sum(count), H] are the target's states after its final norm, request by request, in order of place.
+    Request r read the tokens at logical places first[r] .. first[r] + count[r] - 1 (its accepted path, or a prompt
+    chunk); hidden [sum(count), H] are the target's states after its final norm, request by request, in order of place.
     `requests[r].tokens` already holds the committed token that follows each of them, unless the request ended earlier.
-    rows, blocks: each request's row and block table as they were in the pass; a request that ended has given them back by
-    now, but its full blocks live on in the prefix cache, and what a drafter keeps for them must be finished.
+    rows, blocks: each request's row and block table as they were in the pass; a request that ended has given them back
+    by now, but its full blocks live on in the prefix cache, and what a drafter keeps for them must be finished.
     """
 
     requests: list[Request]
@@ -43,7 +43,8 @@ class Drafter(Protocol):
     def propose(self, requests: list[Request], widths: list[int]) -> Proposal:
         """Draft at most widths[r] tokens for requests[r] (0: root alone); node 0 is the pending token `tokens[-1]`.
 
-        Called once every step, also with no requests, so that what was observed is absorbed before blocks change hands."""
+        Called once every step, also with no requests,
+        so that what was observed is absorbed before blocks change hands."""
         ...
 
     def forget(self, row: int) -> None:

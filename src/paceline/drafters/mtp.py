@@ -1,9 +1,9 @@
 """The model's own multi-token-prediction modules as drafter, with a draft cache that is exact.
 
-In slot coordinates the chain of modules has one rule: depth d's entry at slot s is made from depth d-1's output at slot s-1
-(depth 0: the target's hidden state) and from token s; its rotary position is s - d. So a slot depends on tokens up to s only,
-the target's block table and prefix hashes hold for the draft cache too, and one pass a depth does everything: it absorbs all
-newly accepted tokens and drafts the next one.
+In slot coordinates the chain of modules has one rule: depth d's entry at slot s is made from depth d-1's output at slot
+s-1 (depth 0: the target's hidden state) and from token s; its rotary position is s - d. So a slot depends on tokens up
+to s only, the target's block table and prefix hashes hold for the draft cache too, and one pass a depth does
+everything: it absorbs all newly accepted tokens and drafts the next one.
 
     slot         a .. b        b+1      b+2          a..b: committed tokens not absorbed yet; b is the pending token
     depth 1      t_a .. t_b                          its last row drafts x1
@@ -11,14 +11,14 @@ newly accepted tokens and drafts the next one.
     depth 3      t_a .. t_b    x1       x2           drafts x3
 
 What lies beyond b is a guess; the next pass overwrites it. Beyond the last module, the last one is fed its own output.
-Each depth's output at slot b is carried to the next pass; for the last slot of each block it is kept beside the block, so
-that a prefix hit can go on from there.
+Each depth's output at slot b is carried to the next pass;
+for the last slot of each block it is kept beside the block, so that a prefix hit can go on from there.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ from paceline.cache.attend import PagedAttend
 from paceline.cache.pool import Pool
 from paceline.config import MAX_SPECULATIVE_TOKENS, EngineConfig
 from paceline.drafters.base import Seen
-from paceline.models.mtp import MTP
+from paceline.models.mtp import MTP, MTPDepth
 from paceline.request import Request
 from paceline.sampling import Sampler
 from paceline.spec.proposal import Proposal
@@ -36,8 +36,8 @@ from paceline.spec.proposal import Proposal
 
 @dataclass
 class Span:
-    """Slots start..start+len(tokens)-1 of one request, to be absorbed; then `width` drafts. `features`: rows of depth 0's
-    outputs at slots start-1..; `row`: the request's row in the carried states."""
+    """Slots start..start+len(tokens)-1 of one request, to be absorbed; then `width` drafts. `features`: rows of depth
+    0's outputs at slots start-1..; `row`: the request's row in the carried states."""
 
     request: Request
     row: int
@@ -63,9 +63,11 @@ class MTPDrafter:
     def __init__(self, mtp: MTP, pool: Pool, sampler: Sampler, max_rows: int) -> None:
         self.mtp, self.pool, self.sampler = mtp, pool, sampler
         self.max_tokens = MAX_SPECULATIVE_TOKENS
-        depths, hidden = len(mtp.depths), mtp.depths[0].norm.weight.shape[0]
+        self.depths = [cast(MTPDepth, depth) for depth in mtp.depths]
+        depths, hidden = len(self.depths), self.depths[0].norm.weight.shape[0]
         like = pool.k[0]
-        # outputs of depth 0..D (0: the target) at the last absorbed slot of each row, and at the last slot of each block
+        # outputs of depth 0..D (0: the target) at the last absorbed slot of each row, and at the last slot of each
+        # block
         self.carried = like.new_zeros(depths + 1, max_rows, hidden)
         self.kept = like.new_zeros(depths + 1, pool.num_blocks, hidden)
         self.reached: dict[int, int] = {}  # row -> first slot not absorbed yet, for rows that this drafter follows
@@ -87,7 +89,7 @@ class MTPDrafter:
             features = seen.hidden[offset : offset + count]
             offset += count
             start = first + 1
-            if first > 0 and self.reached.get(row) != start:  # a prefix hit: slot `first` has no entry from this request yet
+            if first > 0 and self.reached.get(row) != start:  # a prefix hit: slot `first` has no entry of this request
                 block = blocks[(first - 1) // self.pool.block_size]
                 self.carried[:, row] = self.kept[:, block]
                 features = torch.cat((self.kept[:1, block], features))
@@ -121,9 +123,9 @@ class MTPDrafter:
         counts = [len(s.tokens) for s in spans]
         self.keep(0, spans, flat, counts, shift=-1)
         features = flat
-        for d in range(1, len(self.mtp.depths) + 1):
+        for d in range(1, len(self.depths) + 1):
             features = self.depth(d, spans, features)
-        for _ in range(len(self.mtp.depths), max(s.width for s in spans)):
+        for _ in range(len(self.depths), max(s.width for s in spans)):
             features = self.again(spans, features)
 
     def depth(self, d: int, spans: list[Span], features: Tensor) -> Tensor:
@@ -137,7 +139,7 @@ class MTPDrafter:
         for i, (span, count) in enumerate(zip(spans, counts, strict=True)):
             sequence = [i, *range(offset, offset + count)]  # the carried output, then this pass's: slots start-1..
             ends.append(sequence[-1])
-            last = d == len(self.mtp.depths)
+            last = d == len(self.depths)
             following += sequence[-1:] if last else sequence if span.width > d else sequence[: len(span.tokens)]
             offset += count
         self.draft(d, spans, source[ends])
@@ -146,7 +148,7 @@ class MTPDrafter:
 
     def again(self, spans: list[Span], features: Tensor) -> Tensor:
         """The last module on its own output: one more row for each span that wants one more draft."""
-        d = len(self.mtp.depths)
+        d = len(self.depths)
         step = max(len(s.drafts) for s in spans)
         live = [i for i, s in enumerate(spans) if s.width > step]
         rows = [
@@ -165,7 +167,7 @@ class MTPDrafter:
         if not rows:
             return features[:0]
         batch = make_batch(rows, self.pool.block_size, first=d, device=features.device)
-        out: Tensor = self.mtp.depths[d - 1](batch.tokens, batch.positions, PagedAttend(self.pool, batch), features)
+        out: Tensor = self.depths[d - 1](batch.tokens, batch.positions, PagedAttend(self.pool, batch), features)
         return out
 
     def draft(self, d: int, spans: list[Span], outputs: Tensor) -> None:
@@ -173,7 +175,7 @@ class MTPDrafter:
         wanted = [i for i, s in enumerate(spans) if s.width >= d]
         if not wanted:
             return
-        module = self.mtp.depths[min(d, len(self.mtp.depths)) - 1]
+        module = self.depths[min(d, len(self.depths)) - 1]
         logits = module.logits(outputs if len(wanted) == len(spans) else outputs[wanted])
         chosen = [spans[i] for i in wanted]
         tokens = self.sampler.choose(logits, [s.request for s in chosen], [s.drafts for s in chosen])

@@ -13,5 +13,6 @@ AttendRows = Callable[[Tensor, list[Tensor], list[Tensor], Tensor, float], Tenso
 
 
 def attend_rows_for(device: torch.device) -> AttendRows:
-    """The kernel for `device`; its views-and-products form suits any device that torch knows until a better one exists."""
+    """The kernel for `device`;
+    its views-and-products form suits any device that torch knows until a better one exists."""
     return cpu.attend_rows if device.type in ("cpu", "cuda") else reference.attend_rows

@@ -79,7 +79,8 @@ class MLA(nn.Module):
         q_rope = self.rope.rotate(q_rope, cos, sin)
         k_rope = self.rope.rotate(k_rope[:, None], cos, sin)
         heads = self.absorbed if attend.absorbed else self.expanded
-        return self.o_proj(heads(layer, q_nope, q_rope, c, k_rope, attend))
+        out: Tensor = self.o_proj(heads(layer, q_nope, q_rope, c, k_rope, attend))
+        return out
 
     def query(self, x: Tensor) -> Tensor:
         if self.sizes.q_lora_rank is None:

@@ -1,4 +1,5 @@
-"""The plain parts: linear, embedding, norm and gated MLP. Parameters have no values until something loads or draws them."""
+"""The plain parts: linear, embedding, norm and gated MLP.
+Parameters have no values until something loads or draws them."""
 
 from __future__ import annotations
 
@@ -8,12 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-GRAIN = 32768  # elements below which torch does not divide an elementwise operation between threads (at::internal::GRAIN_SIZE)
+# Elements below which torch does not divide an elementwise operation between threads (at::internal::GRAIN_SIZE).
+GRAIN = 32768
 LONG_SUM = 1024  # oneDNN sums a single bf16 row of more inputs in another order than two rows; measured above 1536
 
 
 class Linear(nn.Module):
-    """y = x W^T (+ b). weight [out, in]; `pack` lays the weight out once for the CPU's bf16 products (same bits, less time)."""
+    """y = x W^T (+ b). weight [out, in];
+    `pack` lays the weight out once for the CPU's bf16 products (same bits, less time)."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool = False) -> None:
         super().__init__()
@@ -54,7 +57,8 @@ class RMSNorm(nn.Module):
 
 
 class GatedMLP(nn.Module):
-    """down(silu(gate x) * up x); gate and up are one product. gate_up.weight [2 * intermediate, hidden]: gate rows first."""
+    """down(silu(gate x) * up x); gate and up are one product.
+    gate_up.weight [2 * intermediate, hidden]: gate rows first."""
 
     def __init__(self, hidden_size: int, intermediate_size: int) -> None:
         super().__init__()
@@ -62,7 +66,8 @@ class GatedMLP(nn.Module):
         self.down = Linear(intermediate_size, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(silu_and_mul(self.gate_up(x)))
+        out: Tensor = self.down(silu_and_mul(self.gate_up(x)))
+        return out
 
     def weights(self) -> dict[str, Tensor]:
         gate, up = self.gate_up.weight.chunk(2)
@@ -78,9 +83,9 @@ def silu_and_mul(gate_up: Tensor) -> Tensor:
 def rowwise(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """An elementwise function of x [rows, n] such that a row has the same bits among any others.
 
-    On the CPU a large tensor is cut between threads anywhere, and what does not fill a vector at a cut goes through scalar
-    code, whose exp differs in the last bit. Pieces of whole rows below torch's grain size are not cut. Training, which
-    asks for no such thing, takes the plain way."""
+    On the CPU a large tensor is cut between threads anywhere, and what does not fill a vector at a cut goes through
+    scalar code, whose exp differs in the last bit. Pieces of whole rows below torch's grain size are not cut. Training,
+    which asks for no such thing, takes the plain way."""
     if x.numel() <= GRAIN or x.device.type != "cpu" or torch.is_grad_enabled():
         return function(x)
     return torch.cat([function(part) for part in x.split(max(1, GRAIN // x.shape[-1]))])

@@ -1,4 +1,5 @@
-"""Mixture of experts as in DeepSeek-V3: sigmoid scores, a correction bias that only steers the choice, groups, shared experts.
+"""Mixture of experts as in DeepSeek-V3:
+sigmoid scores, a correction bias that only steers the choice, groups, shared experts.
 
 Source: DeepSeek-V3 technical report, section 2.1.2; names as in its checkpoints.
 """
@@ -34,7 +35,8 @@ class Router(nn.Module):
         super().__init__()
         self.sizes = sizes
         self.weight = nn.Parameter(torch.empty(sizes.num_experts, sizes.hidden_size))
-        self.e_score_correction_bias = nn.Parameter(torch.zeros(sizes.num_experts, dtype=torch.float32), requires_grad=False)
+        bias = torch.zeros(sizes.num_experts, dtype=torch.float32)
+        self.e_score_correction_bias = nn.Parameter(bias, requires_grad=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x [T, hidden] to experts [T, top_k] int64 and their weights [T, top_k] float32."""
@@ -50,8 +52,8 @@ class Router(nn.Module):
         return experts, weights * s.scaling
 
     def scores(self, x: Tensor) -> Tensor:
-        # float32 products depend on the row count below 8 rows on the CPU, and a sigmoid at the end of a tensor goes through
-        # scalar code; padding to 32 rows makes a row's scores its own.
+        # float32 products depend on the row count below 8 rows on the CPU, and a sigmoid at the end of a tensor goes
+        # through scalar code; padding to 32 rows makes a row's scores its own.
         rows = x.shape[0]
         padded = F.pad(x.to(torch.float32), (0, 0, 0, -rows % 32))
         return rowwise(torch.sigmoid, F.linear(padded, self.weight.to(torch.float32)))[:rows]
@@ -122,12 +124,12 @@ class MoE(nn.Module):
         if self.load is None:
             return
         load = self.load.to(torch.float32)
-        self.gate.e_score_correction_bias += rate * torch.sign(load.mean() - load)
+        self.gate.e_score_correction_bias.add_(rate * torch.sign(load.mean() - load))
         self.load = None
 
     def weights(self) -> dict[str, Tensor]:
         gate, up = self.gate_up.chunk(2, dim=1)
-        named = {
+        named: dict[str, Tensor] = {
             "gate.weight": self.gate.weight,
             "gate.e_score_correction_bias": self.gate.e_score_correction_bias,
         }

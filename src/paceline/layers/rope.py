@@ -1,6 +1,7 @@
 """Rotary positions, with the scalings that public checkpoints use: none, linear, llama3, yarn.
 
-Sources: RoPE (Su et al. 2021); YaRN (Peng et al. 2023); the Hugging Face field names `rope_theta`, `rope_scaling`, `rope_parameters`.
+Sources: RoPE (Su et al. 2021); YaRN (Peng et al. 2023);
+the Hugging Face field names `rope_theta`, `rope_scaling`, `rope_parameters`.
 """
 
 from __future__ import annotations
@@ -31,11 +32,10 @@ def yarn_mscale(factor: float, mscale: float = 1.0) -> float:
 
 
 class Rope(nn.Module):
-    """cos and sin for positions. `interleaved`: pairs are (0,1), (2,3), ... as DeepSeek stores them, else (i, i + dim/2)."""
+    """cos and sin for positions. `interleaved`: pairs are (0,1), (2,3), ...
+    as DeepSeek stores them, else (i, i + dim/2)."""
 
-    def __init__(
-        self, dim: int, parameters: Mapping[str, Any], max_positions: int, interleaved: bool = False
-    ) -> None:
+    def __init__(self, dim: int, parameters: Mapping[str, Any], max_positions: int, interleaved: bool = False) -> None:
         super().__init__()
         self.max_positions = max_positions
         self._table: Tensor | None = None
@@ -53,13 +53,14 @@ class Rope(nn.Module):
         return cos, sin
 
     def table(self, device: torch.device) -> Tensor:
-        """cos and sin of every position, [max_positions, 2, dim/2]. Made once, so that a position has the same bits in every
-        pass: vectorised cos and sin differ in the last bit from the scalar ones that finish a row."""
+        """cos and sin of every position, [max_positions, 2, dim/2]. Made once, so that a position has the same bits in
+        every pass: vectorised cos and sin differ in the last bit from the scalar ones that finish a row."""
         angles = torch.arange(self.max_positions, dtype=torch.float32, device="cpu")[:, None] * self.inverse.cpu()
         return (torch.stack((angles.cos(), angles.sin()), dim=1) * self.scale).to(device)
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """x [T, heads, dim] to the same shape, rotated. Interleaved pairs come out de-interleaved, for q and k alike."""
+        """x [T, heads, dim] to the same shape, rotated.
+        Interleaved pairs come out de-interleaved, for q and k alike."""
         a, b = (x[..., 0::2], x[..., 1::2]) if self.interleaved else x.chunk(2, dim=-1)
         # (a + ib) * (cos + i sin), in float32: bf16 angles would lose far positions.
         return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
@@ -88,7 +89,8 @@ def _llama3(inverse: Tensor, p: Mapping[str, Any]) -> Tensor:
     low, high = float(p["low_freq_factor"]), float(p["high_freq_factor"])
     wavelength = 2 * math.pi / inverse
     share = ((p["original_max_position_embeddings"] / wavelength - low) / (high - low)).clamp(0, 1)
-    return (1 - share) * inverse / float(p["factor"]) + share * inverse
+    blended: Tensor = (1 - share) * inverse / float(p["factor"]) + share * inverse
+    return blended
 
 
 def _yarn(inverse: Tensor, dim: int, theta: float, p: Mapping[str, Any]) -> tuple[Tensor, float]:

@@ -25,7 +25,8 @@ def family(config: ModelConfig) -> ModuleType:
     """Raises `UserError` that lists the known families."""
     known = families()
     if config.model_type not in known:
-        raise UserError(f"model_type {config.model_type!r} is not supported; known families: {', '.join(sorted(known))}.")
+        names = ", ".join(sorted(known))
+        raise UserError(f"model_type {config.model_type!r} is not supported; known families: {names}.")
     return known[config.model_type]
 
 
@@ -41,7 +42,8 @@ def build_mtp(config: ModelConfig, target: DecoderModel, num_modules: int | None
     available = config.num_nextn_predict_layers
     if builder is None or available == 0:
         raise UserError(
-            f"this {config.model_type} model has no MTP modules (num_nextn_predict_layers is 0); use --drafter ngram or none."
+            f"this {config.model_type} model has no MTP modules (num_nextn_predict_layers is 0); "
+            "use --drafter ngram or none."
         )
     mtp: MTP = builder(config, target, available if num_modules is None else min(num_modules, available))
     return mtp

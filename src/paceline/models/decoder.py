@@ -1,4 +1,5 @@
-"""What every decoder family shares: embedding, a stack of layers, a final norm, a head. A family only says how a layer is made."""
+"""What every decoder family shares: embedding, a stack of layers, a final norm, a head.
+A family only says how a layer is made."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from paceline.layers.rope import Rope
 
 
 class DecoderLayer(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)). `attention_names`: how the checkpoint calls the attention's tensors."""
+    """x + attention(norm(x)), then x + mlp(norm(x)).
+    `attention_names`: how the checkpoint calls the attention's tensors."""
 
     def __init__(self, attention: nn.Module, mlp: nn.Module, hidden_size: int, eps: float) -> None:
         super().__init__()
@@ -27,7 +29,9 @@ class DecoderLayer(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))  # type: ignore[no-any-return]
 
     def weights(self) -> dict[str, Tensor]:
-        named = {name + ".weight": getattr(self, name).weight for name in ("input_layernorm", "post_attention_layernorm")}
+        named = {
+            name + ".weight": getattr(self, name).weight for name in ("input_layernorm", "post_attention_layernorm")
+        }
         for part in ("self_attn", "mlp"):
             named.update(prefixed(f"{part}.", weights_of(getattr(self, part))))
         return named
@@ -40,7 +44,8 @@ def weights_of(module: nn.Module) -> dict[str, Tensor]:
 
 
 class DecoderModel(nn.Module):
-    """A target model. `weights()` names every tensor as the checkpoint does, as views: loading copies in, export reads out."""
+    """A target model. `weights()` names every tensor as the checkpoint does, as views:
+    loading copies in, export reads out."""
 
     def __init__(
         self, config: ModelConfig, cache: CacheSpec, rope: Rope, eps: float, layer: Callable[[int], DecoderLayer]
@@ -56,7 +61,8 @@ class DecoderModel(nn.Module):
             self.lm_head.weight = self.embed_tokens.weight
 
     def forward(self, tokens: Tensor, positions: Tensor, attend: Attend, features: Tensor | None = None) -> Tensor:
-        """tokens, positions [T] to the states after the final norm [T, hidden]. `features` is for MTP depths; unused here."""
+        """tokens, positions [T] to the states after the final norm [T, hidden]. `features` is for MTP depths;
+        unused here."""
         cos, sin = self.rope(positions)
         x = self.embed_tokens(tokens)
         for i, layer in enumerate(self.layers):
@@ -68,7 +74,10 @@ class DecoderModel(nn.Module):
         return self.lm_head(hidden)  # type: ignore[no-any-return]
 
     def weights(self) -> dict[str, Tensor]:
-        named = {"model.embed_tokens.weight": self.embed_tokens.weight, "model.norm.weight": self.norm.weight}
+        named: dict[str, Tensor] = {
+            "model.embed_tokens.weight": self.embed_tokens.weight,
+            "model.norm.weight": self.norm.weight,
+        }
         if not self.tied:
             named["lm_head.weight"] = self.lm_head.weight
         for i, layer in enumerate(self.layers):
@@ -81,8 +90,10 @@ class DecoderModel(nn.Module):
 
 
 def pack(model: nn.Module) -> None:
-    """Lays every weight out once for the CPU; call it after loading. Packed copies follow no later change of the weights."""
+    """Lays every weight out once for the CPU; call it after loading.
+    Packed copies follow no later change of the weights."""
     with torch.no_grad():
         for module in model.modules():
-            if module is not model and hasattr(module, "pack"):
-                module.pack()
+            packs = getattr(module, "pack", None)
+            if module is not model and callable(packs):
+                packs()

@@ -41,10 +41,10 @@ def build(config: ModelConfig) -> DecoderModel:
 
 def build_mtp(config: ModelConfig, target: DecoderModel, num_modules: int) -> MTP:
     """`num_modules` MTP modules on the target's embedding and head."""
-    raw, first = config.raw, config.num_hidden_layers
+    raw, first, rope = config.raw, config.num_hidden_layers, target.rope
     eps = raw["rms_norm_eps"]
     depths = [
-        MTPDepth(d, decoder_layer(config, first + d, target.rope), target.rope, target.embed_tokens, target.lm_head, eps)
+        MTPDepth(d, decoder_layer(config, first + d, rope), rope, target.embed_tokens, target.lm_head, eps)
         for d in range(num_modules)
     ]
     return MTP(depths, cache_spec(raw, num_modules), first)
@@ -57,7 +57,9 @@ def check(raw: Any) -> None:
             raise UserError(f"config.json: a deepseek_v3 model needs {name} as a whole number, not {raw.get(name)!r}.")
     for name, value in _FIXED.items():
         if raw.get(name, value) != value:
-            raise UserError(f"config.json: {name} {raw[name]!r} is not supported for deepseek_v3; it must be {value!r}.")
+            raise UserError(
+                f"config.json: {name} {raw[name]!r} is not supported for deepseek_v3; it must be {value!r}."
+            )
     if raw.get("attention_bias"):
         raise UserError("config.json: attention_bias true is not supported for deepseek_v3.")
 

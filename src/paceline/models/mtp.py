@@ -1,8 +1,8 @@
 """Multi-token-prediction modules (DeepSeek-V3 technical report, section 2.2).
 
-Depth d (1, 2, ...) at place i:  h' = eh_proj(concat(enorm(Emb(t_{i+d})), hnorm(h))),  then one decoder layer of the model's
-own kind, then shared_head.norm; it predicts t_{i+d+1}. h is the target's state at place i (after its final norm) for d = 1,
-and depth d-1's output at place i after that. The rotary position is i.
+Depth d (1, 2, ...) at place i:  h' = eh_proj(concat(enorm(Emb(t_{i+d})), hnorm(h))),  then one decoder layer of the
+model's own kind, then shared_head.norm; it predicts t_{i+d+1}. h is the target's state at place i (after its final
+norm) for d = 1, and depth d-1's output at place i after that. The rotary position is i.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class MTPDepth(nn.Module):
         self.embed_tokens, self.head = embed, head
 
     def forward(self, tokens: Tensor, positions: Tensor, attend: Attend, features: Tensor) -> Tensor:
-        """tokens, positions [T], features [T, hidden] to states after shared_head.norm [T, hidden]; attends as layer `index`."""
+        """tokens, positions [T], features [T, hidden] to states after shared_head.norm [T, hidden];
+        attends as layer `index`."""
         cos, sin = self.rope(positions)
         x = self.eh_proj(torch.cat((self.enorm(self.embed_tokens(tokens)), self.hnorm(features)), dim=-1))
         return self.norm(self.block(self.index, x, cos, sin, attend))  # type: ignore[no-any-return]
@@ -54,7 +55,8 @@ class MTPDepth(nn.Module):
 
 
 class MTP(nn.Module):
-    """All modules of a model. Depth d (from 0) keeps its cache in layer d and lives at `model.layers.{first_layer + d}`."""
+    """All modules of a model.
+    Depth d (from 0) keeps its cache in layer d and lives at `model.layers.{first_layer + d}`."""
 
     def __init__(self, depths: list[MTPDepth], cache: CacheSpec, first_layer: int) -> None:
         super().__init__()

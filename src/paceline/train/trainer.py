@@ -80,7 +80,7 @@ class Trainer:
         for start in range(0, len(batch.tokens), self.micro_rows):
             part = batch.rows(start, start + self.micro_rows).to(self.device)
             loss, part_sums = losses(self.model, part, weights, self.config.detach_mtp)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             self.optimizer.accumulate()
             sums = [a + b for a, b in zip(sums, part_sums, strict=True)]
         lr = self.schedule.at(self.step_count, progress)

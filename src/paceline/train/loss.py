@@ -33,7 +33,8 @@ class Trainee(nn.Module):
         return len(self.mtp.depths) if self.mtp is not None else 0
 
     def hidden(self, batch: Batch, detach: bool = False) -> list[Tensor]:
-        """The states of the target and of each depth, [B*T, hidden] each. `detach`: the depths do not teach the target."""
+        """The states of the target and of each depth, [B*T, hidden] each.
+        `detach`: the depths do not teach the target."""
         tokens, positions, attend = batch.tokens.flatten(), batch.positions.flatten(), training_attend(batch.documents)
         states = [self.target(tokens, positions, attend)]
         features = states[0].detach() if detach else states[0]
@@ -50,7 +51,8 @@ def ahead(x: Tensor, by: int, fill: int = 0) -> Tensor:
 
 @dataclass(frozen=True)
 class Goals:
-    """For the target (0) and each depth d: `places` [n_d] of the flat batch that count, and `targets` [n_d], t_{i+d+1}."""
+    """For the target (0) and each depth d:
+    `places` [n_d] of the flat batch that count, and `targets` [n_d], t_{i+d+1}."""
 
     places: list[Tensor]
     targets: list[Tensor]
@@ -71,7 +73,8 @@ def goals(batch: Batch, num_depths: int) -> Goals:
 
 
 def losses(model: Trainee, batch: Batch, weights: list[float], detach: bool = False) -> tuple[Tensor, list[float]]:
-    """The scalar to differentiate, sum over d of weights[d] * (sum of depth d's cross entropies); and those plain sums."""
+    """The scalar to differentiate, sum over d of weights[d] * (sum of depth d's cross entropies);
+    and those plain sums."""
     goal = goals(batch, model.num_depths)
     states = model.hidden(batch, detach)
     rows = torch.cat([state[places] for state, places in zip(states, goal.places, strict=True)])
@@ -83,9 +86,11 @@ def losses(model: Trainee, batch: Batch, weights: list[float], detach: bool = Fa
 
 
 def linear_cross_entropy(rows: Tensor, head: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """sum of weights * cross entropy of rows [n, hidden] @ head [vocab, hidden]^T; and each row's own [n], not weighted.
+    """sum of weights * cross entropy of rows [n, hidden] @ head [vocab, hidden]^T;
+    and each row's own [n], not weighted.
 
-    Logits exist for CHUNK rows at a time, and their gradient is made in the same pass: nothing is kept or computed twice."""
+    Logits exist for CHUNK rows at a time, and their gradient is made in the same pass:
+    nothing is kept or computed twice."""
     return _LinearCrossEntropy.apply(rows, head, targets, weights)  # type: ignore[no-any-return, no-untyped-call]
 
 

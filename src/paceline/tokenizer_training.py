@@ -18,6 +18,7 @@ END_OF_TEXT, END_OF_TURN = "<|endoftext|>", "<|end|>"
 ROLES = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>"}
 SPECIAL_TOKENS = (END_OF_TEXT, *ROLES.values(), END_OF_TURN)
 MIN_VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)
+VOCABULARY, SETTINGS, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -31,8 +32,7 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, directory: Path, context: int = 4096) -> None:
-    """Writes tokenizer.json and tokenizer_config.json. Special tokens get the ids 0, 1, ...
-    in the order of SPECIAL_TOKENS.
+    """Writes tokenizer.json and tokenizer_config.json. SPECIAL_TOKENS get the ids 0, 1, ... in their order.
 
     Raises UserError when `vocab_size` has no room for the bytes and the special tokens."""
     if vocab_size < MIN_VOCAB_SIZE:
@@ -50,9 +50,14 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, directory: Path, cont
     )
     tokenizer.train_from_iterator(texts, trainer)
     directory.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(directory / "tokenizer.json"))
     settings = json.dumps(tokenizer_settings(context), indent=2)
-    (directory / "tokenizer_config.json").write_text(settings + "\n", encoding="utf-8")
+    (directory / SETTINGS).write_text(settings + "\n", encoding="utf-8")
+    tokenizer.save(str(directory / VOCABULARY))
+
+
+def tokenizer_paths(directory: Path) -> list[Path]:
+    """The files in `directory` that make a tokenizer and its chat template."""
+    return [directory / name for name in (VOCABULARY, SETTINGS, TEMPLATE) if (directory / name).is_file()]
 
 
 def tokenizer_settings(context: int) -> dict[str, object]:

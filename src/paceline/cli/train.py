@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from paceline.cli import options as opt
 from paceline.errors import UserError
 from paceline.train.settings import OptimConfig, TrainConfig
-
-if TYPE_CHECKING:
-    import torch
-
-    from paceline.config import ModelConfig
-    from paceline.train.run import Run
-    from paceline.train.trainer import Trainer
 
 DATA, LENGTH, LEARNING = "Data", "Length and batches", "Learning"
 
@@ -96,66 +90,30 @@ def train(
 
     SIGINT and SIGTERM save the run and end it; --resume goes on exactly where it stood."""
     given = {name: value for name, value in locals().items() if value is not None}
-    settings = train_config(given)
-    if threads is not None:
-        import torch
+    settings, repeats = train_config(given), read_repeats(given.pop("repeat", []))
 
-        torch.set_num_threads(threads)
-    trainer, run = prepare(settings, given)
+    import torch
+
+    from paceline.runtime.device import choose_device
+    from paceline.train.prepare import Inputs, prepare
     from paceline.train.run import train as train_to_the_end
 
+    if threads is not None:
+        torch.set_num_threads(threads)
+    inputs = Inputs(**chosen(given, Inputs), repeat=repeats)
+    trainer, run = prepare(inputs, settings, choose_device(device))
     if not train_to_the_end(trainer, run, resume):
         raise typer.Exit(130)
 
 
 def train_config(given: dict[str, Any]) -> TrainConfig:
     """Of a command's arguments those that a run is configured by."""
-    optim = {name: given[name] for name in OptimConfig.__dataclass_fields__ if name in given}
-    return TrainConfig(
-        **{name: given[name] for name in TrainConfig.__dataclass_fields__ if name in given}, optim=OptimConfig(**optim)
-    )
+    return TrainConfig(**chosen(given, TrainConfig), optim=OptimConfig(**chosen(given, OptimConfig)))
 
 
-def prepare(settings: TrainConfig, given: dict[str, Any]) -> tuple[Trainer, Run]:
-    """Reads everything that a user may have got wrong before anything is written or trained."""
-    from paceline.train.corpus import load_corpus
-    from paceline.train.examples import jsonl_files
-    from paceline.train.packing import pack
-    from paceline.train.run import Run
-    from paceline.train.trainer import Trainer
-
-    out: Path = given["out"]
-    model_config = read_config(given["config"])
-    repeat = read_repeats(given.get("repeat", []))
-    device = choose_device(given.get("device"))
-    files = jsonl_files(given["data"])
-    held_out_files = jsonl_files(given["eval_data"]) if given.get("eval_data") else []
-    tokenizer = find_tokenizer(given, files)
-    check_vocabulary(model_config, tokenizer)
-    corpus = load_corpus(files, tokenizer, out / "train.safetensors")
-    data = pack(corpus, settings.seq_len, settings.seed, answers_only=settings.loss_on == "answers", repeat=repeat)
-    held_out = None
-    if held_out_files:
-        eval_corpus = load_corpus(held_out_files, tokenizer, out / "eval.safetensors")
-        held_out = pack(eval_corpus, settings.seq_len, 0, answers_only=True)
-    return Trainer(settings, model_config, data, device), Run(out, tokenizer, model_config, held_out)
-
-
-def read_config(path: Path) -> ModelConfig:
-    """From config.json, or from the directory that holds it."""
-    import json
-
-    from paceline.config import ModelConfig
-
-    if path.is_dir():
-        return ModelConfig.from_dir(path)
-    try:
-        raw = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        raw = None
-    if not isinstance(raw, dict):
-        raise UserError(f"--config {path} is not a JSON object; give a model's config.json.")
-    return ModelConfig.from_dict(raw)
+def chosen(given: dict[str, Any], of: type) -> dict[str, Any]:
+    """Those arguments that are fields of the configuration class `of`."""
+    return {name: given[name] for name in given.keys() & {field.name for field in dataclasses.fields(of)}}
 
 
 def read_repeats(entries: list[str]) -> dict[str, float]:
@@ -170,46 +128,3 @@ def read_repeats(entries: list[str]) -> dict[str, float]:
         if not name or not 0 <= repeats[name] <= 1000:
             raise UserError(f"--repeat {entry!r} must be NAME=TIMES with TIMES from 0 to 1000, as in stories=2.")
     return repeats
-
-
-def choose_device(name: str | None) -> torch.device:
-    """`auto` and None: cuda when there is one."""
-    import torch
-
-    if name in (None, "auto"):
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(str(name))
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError):
-        raise UserError(f"--device {name} is not there; use cpu, cuda or auto.") from None
-    return device
-
-
-def find_tokenizer(given: dict[str, Any], files: list[Path]) -> Path:
-    """The directory that was named, or of a tokenizer trained now (kept for --resume)."""
-    from paceline.tokenizer_training import train_tokenizer
-    from paceline.train.examples import read_examples
-
-    named, size = given.get("tokenizer"), given.get("vocab_size")
-    if (named is None) == (size is None):
-        raise UserError("Say which tokenizer to use: give either --tokenizer DIR or --vocab-size N to train one.")
-    if named is not None:
-        return Path(named)
-    directory: Path = given["out"] / "tokenizer"
-    if not (given.get("resume") and (directory / "tokenizer.json").is_file()):
-        train_tokenizer(
-            (text for example in read_examples(files) for text in example.texts()), int(size or 0), directory
-        )
-    return directory
-
-
-def check_vocabulary(config: ModelConfig, tokenizer: Path) -> None:
-    """Raises UserError when the tokenizer has ids that the model has no row for."""
-    from paceline.tokenizer import Tokenizer
-
-    known = Tokenizer.from_dir(tokenizer).vocab_size
-    if known > config.vocab_size:
-        raise UserError(
-            f"The tokenizer has {known} tokens, config.json only {config.vocab_size}: make vocab_size as large."
-        )

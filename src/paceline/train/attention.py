@@ -29,7 +29,7 @@ class Span:
 
 
 class BlockAttend:
-    """Causal attention inside each document; documents [B, S] as for `DenseAttend`. q and k have the same heads."""
+    """Causal attention inside each document; documents [B, S] as for `DenseAttend`."""
 
     absorbed = False
 
@@ -45,6 +45,9 @@ class BlockAttend:
                 self.spans.append(Span(r * size + first, r * size + start, r * size + end, hidden))
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        groups = q.shape[1] // k.shape[1]
+        if groups > 1:
+            k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
         return _Blocks.apply(q, k, v, scale, self.spans)  # type: ignore[no-any-return, no-untyped-call]
 
 

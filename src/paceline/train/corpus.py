@@ -15,7 +15,7 @@ from torch import Tensor
 
 from paceline.errors import UserError
 from paceline.tokenizer import Tokenizer
-from paceline.tokenizer_training import END_OF_TEXT, END_OF_TURN, ROLES
+from paceline.tokenizer_training import END_OF_TEXT, END_OF_TURN, ROLES, tokenizer_paths
 from paceline.train.examples import Example, read_examples
 
 
@@ -36,7 +36,7 @@ class Corpus:
 
 def load_corpus(files: list[Path], tokenizer_dir: Path, cache: Path) -> Corpus:
     """The corpus of `files`, from `cache` when that was made of the same files and tokenizer."""
-    fingerprint = _fingerprint([*files, tokenizer_dir / "tokenizer.json", tokenizer_dir / "tokenizer_config.json"])
+    fingerprint = _fingerprint([*files, *tokenizer_paths(tokenizer_dir)])
     corpus = _read(cache, fingerprint)
     if corpus is None:
         corpus = encode_corpus(read_examples(files), Tokenizer.from_dir(tokenizer_dir))
@@ -91,9 +91,7 @@ def answer_mask(tokens: Tensor, ends: Tensor, marks: Marks) -> Tensor:
 
     Example: <user> hi <end> <assistant> hello <end> gives 0 0 0 0 1 1. A token's state is set by the last mark before
     it."""
-    state = torch.zeros(
-        len(tokens), dtype=torch.int64
-    )  # 1: not the assistant's, 2: the assistant's, from the next token on
+    state = torch.zeros(len(tokens), dtype=torch.int64)  # from the next token on 1: others write, 2: the assistant
     for role, mark in marks.roles.items():
         state[tokens == mark] = 2 if role == "assistant" else 1
     state[tokens == marks.end_of_turn] = 1
@@ -110,7 +108,7 @@ def _fingerprint(files: list[Path]) -> str:
     """Of names, sizes and contents."""
     digest = hashlib.sha256()
     for file in files:
-        content = file.read_bytes() if file.is_file() else b""
+        content = file.read_bytes()
         digest.update(f"{file.stem} {len(content)} ".encode() + hashlib.sha256(content).digest())
     return digest.hexdigest()
 

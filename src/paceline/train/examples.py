@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from paceline.errors import UserError
+from paceline.tokenizer_training import ROLES
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,23 @@ def _example(line: bytes, file: Path, number: int) -> Example:
         raw = json.loads(line)
     except (ValueError, RecursionError):
         raise _unreadable(file, number, "is not valid JSON") from None
-    if isinstance(raw, dict):
-        if isinstance(raw.get("text"), str) and raw["text"]:
-            return Example(file.stem, text=raw["text"])
-        if _is_conversation(raw.get("messages")):
-            return Example(file.stem, messages=raw["messages"])
-    raise _unreadable(file, number, 'has neither a "text" nor "messages" of role and content')
+    example = _of_object(raw, file.stem)
+    if example is None:
+        raise _unreadable(file, number, 'has neither a "text" nor "messages" of role and content')
+    unknown = {message["role"] for message in example.messages or []} - set(ROLES)
+    if unknown:
+        raise _unreadable(file, number, f"has the role {sorted(unknown)[0]!r}, which is none of {', '.join(ROLES)}")
+    if not all(map(_is_unicode, example.texts())):
+        raise _unreadable(file, number, "holds characters that are not Unicode (lone surrogates)")
+    return example
+
+
+def _of_object(raw: Any, source: str) -> Example | None:
+    if isinstance(raw, dict) and isinstance(raw.get("text"), str) and raw["text"]:
+        return Example(source, text=raw["text"])
+    if isinstance(raw, dict) and _is_conversation(raw.get("messages")):
+        return Example(source, messages=raw["messages"])
+    return None
 
 
 def _is_conversation(messages: Any) -> bool:
@@ -66,6 +78,14 @@ def _is_conversation(messages: Any) -> bool:
 
 def _is_message(message: Any) -> bool:
     return isinstance(message, dict) and all(isinstance(message.get(name), str) for name in ("role", "content"))
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _unreadable(file: Path, number: int, problem: str) -> UserError:

@@ -7,18 +7,29 @@ from pathlib import Path
 
 from paceline.checkpoint.writer import write_checkpoint
 from paceline.config import ModelConfig
+from paceline.tokenizer_training import SETTINGS, tokenizer_paths
 from paceline.train.loss import Trainee
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 def export(model: Trainee, config: ModelConfig, tokenizer_dir: Path, directory: Path) -> None:
-    """Replaces `directory`. Tensors keep the model's dtype; the routers' correction biases stay float32."""
-    tensors = model.target.weights() | (model.mtp.weights() if model.mtp is not None else {})
-    files: dict[str, bytes | str] = {
-        name: (tokenizer_dir / name).read_bytes() for name in TOKENIZER_FILES if (tokenizer_dir / name).is_file()
-    }
+    """Replaces `directory`. Tensors keep the model's dtype; the routers' correction biases stay float32.
+
+    Every MTP module repeats embedding and head, as in DeepSeek-V3's own checkpoints: other engines look there."""
+    tensors = model.target.weights()
+    if model.mtp is not None:
+        tensors |= model.mtp.weights() | model.mtp.shared_weights()
     raw = config.to_dict()
     ids = {name: raw[name] for name in ("eos_token_id", "pad_token_id") if raw.get(name) is not None}
-    files["generation_config.json"] = json.dumps(ids, indent=2) + "\n"
+    files = tokenizer_files(tokenizer_dir, config.max_position_embeddings) | {"generation_config.json": _json(ids)}
     write_checkpoint(directory, tensors, raw, extra_files=files, overwrite=True)
+
+
+def tokenizer_files(directory: Path, context: int) -> dict[str, bytes | str]:
+    """Name to content; `context` is the longest text in tokens, which is the model's affair, not the tokenizer's."""
+    files: dict[str, bytes | str] = {path.name: path.read_bytes() for path in tokenizer_paths(directory)}
+    settings = json.loads(files.get(SETTINGS, b"{}"))
+    return files | {SETTINGS: _json(settings | {"model_max_length": context})}
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"

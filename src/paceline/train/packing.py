@@ -1,12 +1,13 @@
-"""Documents packed into rows of one length, and rows dealt out as batches: the same ones for the same seed, at any
-step."""
+"""Documents packed into rows of one length, and rows dealt out as batches: the same ones for the same seed and step."""
 
 from __future__ import annotations
 
+import hashlib
 import random
 from bisect import bisect_left, insort
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -42,8 +43,8 @@ Piece = tuple[int, int]  # where a document, or a part of one that is longer tha
 
 
 class Packed:
-    """`rows[r]` lists the pieces of row r. `batch` makes tensors of chosen rows; `step` deals rows out by (seed,
-    epoch)."""
+    """`packed[r]` lists the pieces of row r. `batch` makes tensors of chosen rows; `step` deals rows out by seed and
+    epoch."""
 
     def __init__(self, corpus: Corpus, rows: list[list[Piece]], length: int, seed: int, answers_only: bool) -> None:
         self.corpus, self.packed, self.length, self.seed = corpus, rows, length, seed
@@ -52,8 +53,19 @@ class Packed:
     def __len__(self) -> int:
         return len(self.packed)
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of all that its batches are made of: text, order, repeats, and what counts."""
+        pieces = torch.tensor([place for row in self.packed for piece in row for place in piece])
+        sizes = torch.tensor([len(row) for row in self.packed])
+        digest = hashlib.sha256(f"{self.length} {self.seed}".encode())
+        for part in (self.corpus.tokens, self.counts, pieces, sizes):
+            digest.update(part.contiguous().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
     def step(self, step: int, rows: int) -> Batch:
-        """The batch of a step: `rows` rows. Every row comes once an epoch; an epoch's order is its own."""
+        """The batch of a step: `rows` rows (all, if there are fewer). Every epoch has its own order; rows that do not
+        fill a batch at its end are left out."""
         per_epoch = max(len(self) // rows, 1)
         epoch, index = divmod(step, per_epoch)
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(self.seed * 1_000_003 + epoch))

@@ -10,11 +10,9 @@ from pathlib import Path
 from types import FrameType
 
 from paceline.config import ModelConfig
-from paceline.errors import UserError
 from paceline.train.export import export
 from paceline.train.packing import Packed
 from paceline.train.progress import Reporter
-from paceline.train.state import has_state
 from paceline.train.trainer import Trainer
 
 
@@ -46,11 +44,9 @@ class Stop:
 
 
 def train(trainer: Trainer, run: Run, resume: bool) -> bool:
-    """Trains to the end, True, or until asked to stop, False. Raises UserError for a run that is already there."""
+    """Trains to the end, True, or until asked to stop, False."""
     if resume:
         trainer.resume(run.state)
-    elif has_state(run.state):
-        raise UserError(f"{run.directory} already holds a run: add --resume to go on with it, or name another --out.")
     run.directory.mkdir(parents=True, exist_ok=True)
     config = trainer.config
     with Reporter(trainer, run.directory / "metrics.jsonl", config.log_every) as reporter, stop_signals() as stop:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from paceline.errors import UserError
@@ -10,6 +11,8 @@ from paceline.train.schedule import KINDS
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
+    """What `Optimizer` needs to know; `TrainConfig` checks it."""
+
     optimizer: str = "muon"
     adam_lr_ratio: float = 1.0  # AdamW's learning rate over Muon's, when both run
     weight_decay: float = 0.1
@@ -53,6 +56,7 @@ class TrainConfig:
         o, micro = self.optim, self.micro_tokens or self.batch_tokens
         ends = [x for x in (self.steps, self.epochs, self.max_minutes) if x is not None]
         checks = (
+            (all(map(math.isfinite, self._numbers())), "every number must be finite"),
             (bool(ends), "say when to stop: give --steps, --epochs or --max-minutes"),
             (all(x > 0 for x in ends), "--steps, --epochs and --max-minutes must be above 0"),
             (self.seq_len >= 8, "--seq-len must be at least 8"),
@@ -67,12 +71,21 @@ class TrainConfig:
             (0 <= self.decay <= 1, "--decay must lie between 0 and 1"),
             (0 <= self.final_lr_ratio <= 1, "--final-lr-ratio must lie between 0 and 1"),
             (self.mtp_loss_weight >= 0, "--mtp-loss-weight must not be negative"),
+            (self.balance_rate >= 0, "--balance-rate must not be negative"),
+            (self.dtype in ("bfloat16", "float32"), "--dtype must be bfloat16 or float32"),
             (self.loss_on in ("all", "answers"), "--loss-on must be all or answers"),
             (o.optimizer in ("muon", "adamw"), "--optimizer must be muon or adamw"),
             (0 <= o.ema < 1, "--ema must lie between 0 and 1, 1 excluded"),
             (o.weight_decay >= 0, "--weight-decay must not be negative"),
+            (o.adam_lr_ratio > 0, "--adam-lr-ratio must be above 0"),
+            (o.clip >= 0, "--clip must not be negative"),
             (min(self.log_every, self.eval_every, self.save_every) >= 1, "intervals must be at least 1 step"),
+            (self.eval_tokens >= 1, "--eval-tokens must be at least 1"),
+            (0 <= self.seed < 2**31, "--seed must lie between 0 and 2147483647"),
         )
         for good, sentence in checks:
             if not good:
                 raise UserError(sentence + ".")
+
+    def _numbers(self) -> list[float]:
+        return [x for part in (self, self.optim) for x in vars(part).values() if isinstance(x, int | float)]

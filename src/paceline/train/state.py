@@ -31,16 +31,22 @@ def save_state(directory: Path, tensors: Mapping[str, Tensor], numbers: Mapping[
     shutil.rmtree(old, ignore_errors=True)
 
 
-def has_state(directory: Path) -> bool:
-    return _found(directory) is not None
+def check_state(directory: Path, wanted: bool) -> None:
+    """Raises UserError when a run is to go on (`wanted`) that is not there, or is to begin where one is."""
+    there = _found(directory) is not None
+    if wanted and not there:
+        raise UserError(f"{directory.parent} has no checkpoint to resume; start it without --resume.")
+    if there and not wanted:
+        raise UserError(
+            f"{directory.parent} holds a run already: add --resume to go on with it, or name another --out."
+        )
 
 
 @torch.no_grad()
 def load_state(directory: Path, into: Mapping[str, Tensor]) -> dict[str, Any]:
     """Fills the tensors of `into` and returns the numbers. Raises UserError when the state is not of the same model."""
-    found = _found(directory)
-    if found is None:
-        raise UserError(f"{directory.parent} has no checkpoint to resume; start it without --resume.")
+    check_state(directory, wanted=True)
+    found = _found(directory) or directory
     try:
         tensors = load_file(str(found / "state.safetensors"))
         numbers: dict[str, Any] = json.loads((found / "state.json").read_bytes())

@@ -74,7 +74,7 @@ class Trainer:
         batch = self.data.step(self.step_count, self.rows)
         depths = self.model.num_depths
         counts = [max(n, 1) for n in goals(batch, depths).counts]
-        shares = [1.0] + [self.config.mtp_loss_weight / depths] * depths
+        shares = [1.0] + [self.config.mtp_loss_weight / max(depths, 1)] * depths
         weights = [share / n for share, n in zip(shares, counts, strict=True)]
         sums = [0.0] * (depths + 1)
         for start in range(0, len(batch.tokens), self.micro_rows):
@@ -117,17 +117,21 @@ class Trainer:
     def resume(self, directory: Path) -> None:
         """Continues where `save` stood. Raises UserError when the batches would not be those of the first run."""
         numbers = load_state(directory, self._tensors())
-        changed = [name for name, value in self._identity().items() if numbers.get(name) != value]
+        changed = [name for name, value in self._identity().items() if numbers.get(name, value) != value]
         if changed:
-            raise UserError(f"The run in {directory.parent} had another {changed[0]}; resume it with the same options.")
+            raise UserError(
+                f"This run is not the one in {directory.parent}, its {changed[0]} differs: "
+                "resume with the same data, --repeat and options."
+            )
         self.step_count, self.tokens_seen = numbers["steps"], numbers["tokens"]
         self.elapsed_before, self.started = numbers["elapsed"], time.monotonic()
         self.optimizer.steps = self.step_count
         self.optimizer.use("master")
 
-    def _identity(self) -> dict[str, int]:
+    def _identity(self) -> dict[str, int | str]:
+        """What decides which batch comes at which step."""
         c = self.config
-        return {"seed": c.seed, "batch_tokens": c.batch_tokens, "seq_len": c.seq_len, "rows_of_data": len(self.data)}
+        return {"seed": c.seed, "seq_len": c.seq_len, "batch_tokens": c.batch_tokens, "data": self.data.fingerprint}
 
     def _tensors(self) -> dict[str, Tensor]:
         """Everything that a step changes: the optimiser's tensors and the parameters it does not own (router

@@ -14,6 +14,7 @@ from paceline import __version__
 from paceline.cli.bench import bench
 from paceline.cli.demo import demo
 from paceline.cli.generate import generate
+from paceline.cli.plot_training import plot_training
 from paceline.cli.train import train
 from paceline.cli.verify_lossless import verify_lossless
 from paceline.errors import UserError
@@ -26,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate, demo, verify_lossless, bench, train):
+for command in (generate, demo, verify_lossless, bench, train, plot_training):
     app.command()(command)
 
 

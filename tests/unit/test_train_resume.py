@@ -3,54 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from train_tools import packed, trainer
 
-from paceline.config import ModelConfig
 from paceline.errors import UserError
-from paceline.train.corpus import Corpus
-from paceline.train.packing import Packed, pack
-from paceline.train.settings import OptimConfig, TrainConfig
-from paceline.train.trainer import Trainer
-
-SHAPE = {
-    "model_type": "deepseek_v3",
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "moe_intermediate_size": 16,
-    "num_hidden_layers": 2,
-    "num_nextn_predict_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "n_shared_experts": 1,
-    "n_routed_experts": 4,
-    "num_experts_per_tok": 2,
-    "kv_lora_rank": 16,
-    "qk_rope_head_dim": 8,
-    "qk_nope_head_dim": 8,
-    "v_head_dim": 8,
-    "first_k_dense_replace": 1,
-    "max_position_embeddings": 128,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 10000.0,
-}
-
-
-def packed() -> Packed:
-    torch.manual_seed(0)
-    lengths = torch.randint(3, 30, (40,))
-    tokens = torch.randint(0, 64, (int(lengths.sum()),), dtype=torch.int32)
-    sources = torch.zeros(40, dtype=torch.int64)
-    return pack(Corpus(tokens, torch.ones(len(tokens), dtype=torch.bool), lengths.cumsum(0), sources, ("a",)), 32, 0)
-
-
-def trainer(**changes: object) -> Trainer:
-    optim = OptimConfig(ema=0.9, optimizer=str(changes.pop("optimizer", "muon")))
-    settings = {"steps": 6, "batch_tokens": 128, "seq_len": 32, "warmup_steps": 2, "lr": 1e-2, **changes}
-    config = TrainConfig(**settings, optim=optim)  # type: ignore[arg-type]
-    return Trainer(config, ModelConfig.from_dict(SHAPE), packed(), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
@@ -73,11 +32,52 @@ def test_micro_batches_give_the_same_update() -> None:
         assert a.grad_norm == pytest.approx(b.grad_norm, rel=1e-3)
 
 
-def test_other_data_is_refused(tmp_path: Path) -> None:
-    first, other = trainer(), trainer(seed=1)
-    first.save(tmp_path / "state")
-    with pytest.raises(UserError, match="seed"):
-        other.resume(tmp_path / "state")
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"seed": 1}, "seed"),
+        ({"batch_tokens": 64}, "batch_tokens"),
+        ({"data": packed(repeat={"a": 2})}, "data"),
+        ({"data": packed(answers_only=True)}, "data"),
+        ({"optimizer": "adamw"}, "model or optimizer"),
+        ({"shape": {"intermediate_size": 64}}, "model or optimizer"),
+    ],
+    ids=str,
+)
+def test_another_run_is_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    trainer().save(tmp_path / "state")
+    with pytest.raises(UserError, match=said):
+        trainer(**changes).resume(tmp_path / "state")
+
+
+def test_a_state_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crash while saving leaves the state before; one between the two renames leaves it under its other name."""
+    run, state = trainer(), tmp_path / "state"
+    run.step()
+    run.save(state)
+    run.step()
+
+    def full(*_: object) -> None:
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="space"):
+        patched.setattr("paceline.train.state.save_file", full)
+        run.save(state)
+    state.rename(tmp_path / "state.old")
+    again = trainer()
+    again.resume(state)
+    assert again.step_count == 1
+    again.save(state)
+    assert [path.name for path in tmp_path.iterdir()] == ["state"]
+
+
+@pytest.mark.parametrize("name", ["state.safetensors", "state.json"])
+def test_a_truncated_state_is_named(tmp_path: Path, name: str) -> None:
+    trainer().save(tmp_path / "state")
+    path = tmp_path / "state" / name
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(UserError, match="cannot be read"):
+        trainer().resume(tmp_path / "state")
 
 
 def test_loss_falls() -> None:

@@ -15,9 +15,9 @@ from paceline.train.packing import Batch, Packed
 
 @dataclass
 class Tally:
-    """Sums over places. places[d], loss[d]: what depth d (0: the target) had to predict; agreed[d]: places where depths
-    1..d all drafted what the target itself says there; reached[d]: places with depth d to predict where depths 1..d-1
-    all agreed."""
+    """Sums over places. places[d], loss[d]: what depth d (0: the target) had to predict, where all depths below it had
+    to; agreed[d]: places where depths 1..d all drafted what the target itself says there; reached[d]: places with depth
+    d to predict where depths 1..d-1 all agreed."""
 
     places: list[float]
     loss: list[float]
@@ -82,9 +82,12 @@ def _add(result: Evaluation, model: Trainee, batch: Batch, sources: Tensor, name
     depths = model.num_depths
     goal, states = goals(batch, depths), model.hidden(batch)
     own = torch.full_like(batch.tokens, -1)  # the target's own word for t_{i+1}
-    chain = torch.ones(batch.tokens.numel(), dtype=torch.bool, device=own.device)
+    chain = torch.ones(batch.tokens.numel(), dtype=torch.bool, device=own.device)  # so far all depths agreed
+    drafted = chain.clone()  # so far all depths had a token to predict, as when serving
     for d in range(depths + 1):
-        places, targets = goal.places[d], goal.targets[d]
+        going_on = drafted[goal.places[d]]
+        places, targets = goal.places[d][going_on], goal.targets[d][going_on]
+        drafted = torch.zeros_like(drafted).index_fill_(0, places, True)
         loss, words = _predict(model, states[d][places], targets)
         reached = chain[places]
         if d == 0:

@@ -12,13 +12,14 @@ from paceline.train.loss import Trainee
 
 
 def export(model: Trainee, config: ModelConfig, tokenizer_dir: Path, directory: Path) -> None:
-    """Replaces `directory`. Tensors keep the model's dtype; the routers' correction biases stay float32.
+    """Replaces `directory`. Tensors keep the model's dtype, named in config.json; correction biases stay float32.
 
     Every MTP module repeats embedding and head, as in DeepSeek-V3's own checkpoints: other engines look there."""
     tensors = model.target.weights()
     if model.mtp is not None:
         tensors |= model.mtp.weights() | model.mtp.shared_weights()
-    raw = config.to_dict()
+    dtype = str(model.target.norm.weight.dtype).removeprefix("torch.")
+    raw = config.to_dict() | {"dtype": dtype, "torch_dtype": dtype}  # the older name too, for other engines
     ids = {name: raw[name] for name in ("eos_token_id", "pad_token_id") if raw.get(name) is not None}
     files = tokenizer_files(tokenizer_dir, config.max_position_embeddings) | {"generation_config.json": _json(ids)}
     write_checkpoint(directory, tensors, raw, extra_files=files, overwrite=True)

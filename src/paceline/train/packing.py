@@ -103,9 +103,11 @@ def pack(
 
     Documents come in an order drawn from `seed`; each goes to the fullest open row where it still fits. Pieces of a
     document longer than a row are documents of their own. Raises UserError for a source in `repeat` that is not
-    there."""
+    there, or when nothing is left."""
     draw = random.Random(seed)
     pieces = _pieces(corpus, length, draw, repeat or {})
+    if not pieces:
+        raise UserError("--repeat leaves no document to train on; let some source count.")
     draw.shuffle(pieces)
     rows: list[list[Piece]] = []
     open_rows: list[tuple[int, int]] = []  # (space left, row), ascending

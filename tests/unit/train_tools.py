@@ -1,15 +1,20 @@
-"""A model, a corpus and a trainer so small that a step takes milliseconds, for all tests of training."""
+"""For all tests of training: a model, a corpus and a trainer so small that a step takes milliseconds; and the command."""
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from conftest import tiny_config
 from paceline.cache.dense import DenseAttend
+from paceline.cli import main as cli
 from paceline.config import ModelConfig
 from paceline.train.corpus import Corpus
 from paceline.train.loss import Trainee
@@ -17,6 +22,14 @@ from paceline.train.packing import Packed, pack
 from paceline.train.settings import OptimConfig, TrainConfig
 from paceline.train.trainer import Trainer
 
+SETTINGS: dict[str, Any] = {
+    "steps": 5,
+    "batch_tokens": 128,
+    "seq_len": 64,
+    "eval_every": 2,
+    "save_every": 2,
+    "log_every": 1,
+}
 SMALLER = {
     "vocab_size": 64,
     "hidden_size": 32,
@@ -70,3 +83,41 @@ def states_of_document(model: Trainee, tokens: Tensor) -> list[Tensor]:
         attend = DenseAttend(torch.zeros(1, n, dtype=torch.int64))
         states.append(depth(tokens[d:], torch.arange(n), attend, states[-1][:n]))
     return states
+
+
+def write_inputs(home: Path) -> Path:
+    """config.json, data/*.jsonl and held_out.jsonl."""
+    config = tiny_config(eos_token_id=[0, 4], pad_token_id=0, num_hidden_layers=2)
+    (home / "config.json").write_text(json.dumps(config))
+    (home / "data").mkdir()
+    asked = [f"What is {n} plus {n + 1}?" for n in range(40)]
+    chats = [[{"role": "user", "content": q}, {"role": "assistant", "content": f"It is {2 * n + 1}."}]
+             for n, q in enumerate(asked)]  # fmt: skip
+    (home / "data" / "sums.jsonl").write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
+    (home / "data" / "tale.jsonl").write_text('{"text": "Once upon a time there was a fox."}\n' * 5)
+    (home / "held_out.jsonl").write_text(json.dumps({"messages": chats[3]}) + "\n")
+    return home
+
+
+def words(home: Path, out: Path, **flags: Any) -> list[str]:
+    """The command line of a run; a flag that is None is left out, a list is given once for each entry."""
+    given = {"config": home / "config.json", "data": home / "data", "eval_data": home / "held_out.jsonl", "out": out,
+             "vocab_size": 300, "device": "cpu", **SETTINGS, **flags}  # fmt: skip
+    line = ["train"]
+    for name, value in given.items():
+        for one in value if isinstance(value, list) else [value]:
+            flag = "--" + name.replace("_", "-")
+            line += [flag] if one is True else [] if one is None else [flag, str(one)]
+    return line
+
+
+def command(*line: str) -> int:
+    """Runs `paceline` with these words in this process; its exit code."""
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(SystemExit) as ended:
+        patched.setattr(sys, "argv", ["paceline", *line])
+        cli.main()
+    return int(ended.value.code or 0)
+
+
+def train(home: Path, out: Path, **flags: Any) -> int:
+    return command(*words(home, out, **flags))

@@ -1,4 +1,4 @@
-"""For all tests of training: a model, a corpus and a trainer so small that a step takes milliseconds; and the command."""
+"""For all tests of training: a model, a corpus and a trainer whose step takes milliseconds; and the command."""
 
 from __future__ import annotations
 

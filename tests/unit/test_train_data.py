@@ -66,6 +66,14 @@ def test_answer_mask_by_hand() -> None:
     assert mask.int().tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 1]
 
 
+def test_answer_mask_of_odd_texts() -> None:
+    """An author who spells marks speaks as they say: his 7, <user> 7; and <assistant> 8 <end>, then nobody's 9."""
+    tokens = torch.tensor([7, 2, 7, 0, 3, 8, 4, 9], dtype=torch.int32)
+    assert answer_mask(tokens, torch.tensor([4, 8]), MARKS).int().tolist() == [1, 0, 0, 0, 0, 1, 1, 0]
+    tokens = torch.tensor([7, 3, 2, 8, 0], dtype=torch.int32)
+    assert answer_mask(tokens, torch.tensor([5]), MARKS).int().tolist() == [1, 0, 0, 0, 0]
+
+
 @given(DOCUMENTS)
 @settings(deadline=None)
 def test_answers_are_what_the_assistant_and_authors_wrote(documents: list[int | list[tuple[str, int]]]) -> None:

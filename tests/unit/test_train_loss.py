@@ -131,7 +131,10 @@ def test_loss_and_gradients_are_the_definition(depths: int) -> None:
     assert [s / n for s, n in zip(sums, counts, strict=True)] == pytest.approx(means, rel=1e-4)
     for name, grad, right in zip(names, torch.autograd.grad(total, params), wanted_grads, strict=True):
         torch.testing.assert_close(grad, right, rtol=1e-3, atol=1e-5, msg=name)
-    assert run.step().loss == pytest.approx(means, rel=1e-4), "and a step weighs them so"
+    report = run.step()
+    norm = torch.stack([grad.norm() for grad in wanted_grads]).norm()
+    assert report.loss == pytest.approx(means, rel=1e-4)
+    assert report.grad_norm == pytest.approx(float(norm), rel=1e-3), "and a step weighs them so"
 
 
 def test_detached_depths_do_not_teach_the_target() -> None:

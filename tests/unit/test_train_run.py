@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from conftest import tiny_config
 from paceline.cache.dense import DenseAttend
 from paceline.config import ModelConfig
 from paceline.runtime.build import load_mtp, load_target
+from paceline.train.export import tokenizer_files
 from paceline.train.loss import Trainee, ahead
 from paceline.train.prepare import Inputs, prepare
 from paceline.train.settings import OptimConfig, TrainConfig
@@ -90,6 +92,8 @@ def test_the_exported_directory_is_complete(inputs: Path, finished: Path) -> Non
     }  # fmt: skip
     assert json.loads((model / "generation_config.json").read_text()) == {"eos_token_id": [0, 4], "pad_token_id": 0}
     assert json.loads((model / "tokenizer_config.json").read_text())["model_max_length"] == 256
+    settings = json.loads(tokenizer_files(finished / "tokenizer", 99)["tokenizer_config.json"])
+    assert settings["model_max_length"] == 99 and settings["chat_template"], "the model's context, not the tokenizer's"
     assert ModelConfig.from_dir(model).num_nextn_predict_layers == 2
     with safe_open(model / "model.safetensors", framework="pt") as file:
         assert file.metadata() == {"format": "pt"}
@@ -141,9 +145,10 @@ def test_resume_goes_on_and_a_second_start_is_refused(
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before, "nothing was touched"
     assert train(inputs, out, steps=4, resume=True) == 0
     assert json.loads((out / "state" / "state.json").read_text())["steps"] == 4
-    assert (
-        train(inputs, out, steps=5, resume=True, repeat=["sums=2"]) == 2 and "data differs" in capsys.readouterr().err
-    )
+    shutil.rmtree(out / "model")
+    assert train(inputs, out, steps=4, resume=True) == 0 and (out / "model").is_dir(), "a finished run exports again"
+    assert train(inputs, out, steps=5, resume=True, repeat=["sums=2"]) == 2
+    assert "data differs" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

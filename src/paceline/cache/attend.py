@@ -1,12 +1,13 @@
 """Attention over the paged pool: writes this pass's keys and values, then reads each request's context as views.
 
-The context is read in pieces of `PIECE` logical places. A piece whose blocks lie side by side is a view of the pool; only a
-scattered one is gathered. The allocator prefers neighbours, so that copies are rare.
+The context is read in pieces of `PIECE` logical places. A piece whose blocks lie side by side is a view of the pool;
+only a scattered one is gathered. The allocator prefers neighbours, so that copies are rare.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from paceline.kernels.cpu import PIECE
 
 @dataclass(frozen=True)
 class Reach:
-    """What the rows start..end of one request may see: the slots of its context in pieces, and what is hidden [m, W]."""
+    """What the rows start..end of one request may see: its context's slots in pieces, and what is hidden [m, W]."""
 
     start: int
     end: int
@@ -52,12 +53,12 @@ def reach_of(batch: ForwardBatch, r: int, block_size: int) -> Reach:
     start, end, context = batch.starts[r], batch.starts[r + 1], batch.context[r]
     device = batch.slots.device
     width = -(-(context + end - start) // SPARE_SLOTS) * SPARE_SLOTS
-    node = torch.arange(-context, width - context, device=device)  # column's place among this pass's rows; below 0: context
-    if batch.tree is None:
-        hidden = node > torch.arange(end - start, device=device)[:, None]
-    else:
-        ancestors = batch.tree[start:end, None] >> node.clamp(0, 63)
-        hidden = (node >= 0) & ((ancestors & 1) == 0) | (node > 63)
+    # each column's place among this pass's rows; below 0: context
+    node = torch.arange(-context, width - context, device=device)
+    hidden = node > torch.arange(end - start, device=device)[:, None]
+    if batch.tree is not None:
+        ancestors = batch.tree[start:end, None] >> node.clamp(0, 62)
+        hidden |= (node >= 0) & (node < 63) & ((ancestors & 1) == 0)
     if batch.first:
         # A row below `first` still sees itself: its output means nothing, but it must stay finite.
         own = torch.arange(end - start, device=device).clamp(max=batch.first - context)
@@ -65,13 +66,15 @@ def reach_of(batch: ForwardBatch, r: int, block_size: int) -> Reach:
     return Reach(start, end, pieces_of(batch.blocks[r], context + end - start, width, block_size, device), hidden)
 
 
-def pieces_of(blocks: list[int], length: int, width: int, block_size: int, device: torch.device) -> list[slice | Tensor]:
+def pieces_of(
+    blocks: list[int], length: int, width: int, block_size: int, device: torch.device
+) -> list[slice | Tensor]:
     """The slots of places 0..width-1 (those from `length` on are hidden and may be any) in pieces of PIECE."""
     pieces: list[slice | Tensor] = []
     for begin in range(0, width, PIECE):
         end = min(begin + PIECE, width)
         used = blocks[begin // block_size : (min(end, length) - 1) // block_size + 1]
-        if all(b - a == 1 for a, b in zip(used, used[1:], strict=False)):
+        if all(b - a == 1 for a, b in pairwise(used)):
             slot = used[0] * block_size + begin % block_size
             pieces.append(slice(slot, slot + end - begin))
         else:

@@ -8,8 +8,10 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from paceline.layers.basic import Linear, RMSNorm
+from paceline.layers.basic import Linear, RMSNorm, pack_weight, packed_linear
 from paceline.layers.rope import Rope
+
+FUSED_AT_MOST = 1 << 21  # numbers in a fused weight
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,12 @@ class MLA(nn.Module):
         self.kv_a_layernorm = RMSNorm(s.kv_lora_rank, s.eps)
         self.kv_b_proj = Linear(s.kv_lora_rank, s.num_heads * (s.nope + s.v))
         self.o_proj = Linear(s.num_heads * s.v, s.hidden_size)
+        self._fused: tuple[Tensor, Tensor] | None = None
 
     def forward(self, layer: int, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        """x [T, hidden], cos and sin [T, 1, rope / 2] to [T, hidden]."""
+        if self._fused is not None and attend.absorbed:
+            return self.fused(layer, x, cos, sin, attend, *self._fused)
         s = self.sizes
         q = self.query(x).view(-1, s.num_heads, s.nope + s.rope)
         q_nope, q_rope = q.split((s.nope, s.rope), dim=-1)
@@ -79,8 +85,7 @@ class MLA(nn.Module):
         q_rope = self.rope.rotate(q_rope, cos, sin)
         k_rope = self.rope.rotate(k_rope[:, None], cos, sin)
         heads = self.absorbed if attend.absorbed else self.expanded
-        out: Tensor = self.o_proj(heads(layer, q_nope, q_rope, c, k_rope, attend))
-        return out
+        return self.o_proj(heads(layer, q_nope, q_rope, c, k_rope, attend))  # type: ignore[no-any-return]
 
     def query(self, x: Tensor) -> Tensor:
         if self.sizes.q_lora_rank is None:
@@ -105,3 +110,35 @@ class MLA(nn.Module):
         s = self.sizes
         w_uk, w_uv = self.kv_b_proj.weight.view(s.num_heads, s.nope + s.v, s.kv_lora_rank).split((s.nope, s.v), dim=1)
         return w_uk, w_uv
+
+    def fused(
+        self, layer: int, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, w_in: Tensor, w_out: Tensor
+    ) -> Tensor:
+        """`absorbed` in two products: one makes [latent, rotary] of each query head and of the key, one ends it all."""
+        s = self.sizes
+        made = packed_linear(x, w_in).view(-1, s.num_heads + 1, s.kv_lora_rank + s.rope)
+        made[..., s.kv_lora_rank :] = self.rope.rotate(made[..., s.kv_lora_rank :], cos, sin)
+        c = made[:, -1:, : s.kv_lora_rank]
+        c.copy_(self.kv_a_layernorm(c))
+        mixed = attend(layer, made[:, :-1], made[:, -1:], c, self.scale)
+        return packed_linear(mixed.flatten(1), w_out)
+
+    def pack(self) -> None:
+        """Multiplies W_uk into the query projection and W_uv into the output, where that is small: on the CPU a product
+        of few rows costs its call, not its size. Decided by the sizes alone, so that every pass takes the same way."""
+        s = self.sizes
+        fused_size = (s.num_heads + 1) * (s.kv_lora_rank + s.rope) * s.hidden_size
+        if s.q_lora_rank is None and fused_size <= FUSED_AT_MOST:
+            w_in, w_out = (pack_weight(w) for w in self.fused_weights())
+            self._fused = (w_in, w_out) if w_in is not None and w_out is not None else None
+
+    def fused_weights(self) -> tuple[Tensor, Tensor]:
+        """in [(H + 1) * (rank + rope), hidden], out [hidden, H * rank], multiplied in float32."""
+        s, dtype = self.sizes, self.o_proj.weight.dtype
+        w_uk, w_uv = (w.to(torch.float32) for w in self.up_projections())
+        queries = self.q_proj.weight.to(torch.float32).view(s.num_heads, s.nope + s.rope, -1)
+        latent = w_uk.transpose(1, 2) @ queries[:, : s.nope]  # W_uk^T W_q of each head: [H, rank, hidden]
+        heads = torch.cat((latent, queries[:, s.nope :]), dim=1).flatten(0, 1)
+        outputs = self.o_proj.weight.to(torch.float32).view(-1, s.num_heads, s.v).transpose(0, 1) @ w_uv
+        w_in = torch.cat((heads, self.kv_a_proj_with_mqa.weight.to(torch.float32)))
+        return w_in.to(dtype), outputs.transpose(0, 1).flatten(1).to(dtype)

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from paceline.layers.basic import GatedMLP, pack_weight, packed_linear, prefixed, rowwise, silu_and_mul
 
+TOGETHER_AT_MOST = 1 << 20
+
 
 @dataclass(frozen=True)
 class MoESizes:
@@ -68,9 +70,12 @@ class Router(nn.Module):
 
 
 class MoE(nn.Module):
-    """shared(x) + sum of weight * expert(x) over the chosen experts. Only experts that some row chose are touched.
+    """shared(x) + sum of weight * expert(x) over the chosen experts. gate_up [E, 2 * intermediate, hidden], down
+    [E, hidden, intermediate].
 
-    gate_up [E, 2 * intermediate, hidden], down [E, hidden, intermediate]."""
+    Only experts that some row chose are touched, unless all of a layer together are so small (`TOGETHER_AT_MOST`
+    numbers) that reading them costs less than calling a product for each: then they are one product, in which those
+    that were not chosen weigh 0."""
 
     def __init__(self, sizes: MoESizes) -> None:
         super().__init__()
@@ -81,9 +86,13 @@ class MoE(nn.Module):
         self.shared_experts = GatedMLP(s.hidden_size, s.num_shared * s.intermediate_size) if s.num_shared else None
         self.load: Tensor | None = None
         self._packed: list[tuple[Tensor, Tensor]] | None = None
+        self._together: tuple[Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
+        """[T, hidden] to [T, hidden]."""
         experts, weights = self.gate(x)
+        if self._together is not None:
+            return self.together(x, experts, weights, *self._together)
         if self.training:
             self.count(experts)
         routed = self.routed(x, experts, weights)
@@ -108,10 +117,31 @@ class MoE(nn.Module):
             return packed_linear(silu_and_mul(packed_linear(x, gate_up)), down)
         return F.linear(silu_and_mul(F.linear(x, self.gate_up[e])), self.down[e])
 
+    def together(self, x: Tensor, experts: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+        """All experts and the shared ones as one wide gated MLP; an expert that was not chosen weighs exactly 0."""
+        s = self.sizes
+        inner = silu_and_mul(packed_linear(x, gate_up))
+        routed = inner[:, : s.num_experts * s.intermediate_size].view(-1, s.num_experts, s.intermediate_size)
+        routed *= torch.zeros_like(routed[..., 0]).scatter_(1, experts, weights.to(x.dtype))[:, :, None]
+        return packed_linear(inner, down)
+
     def pack(self) -> None:
+        if self.gate_up.numel() + self.down.numel() <= TOGETHER_AT_MOST:
+            gate_up, down = (pack_weight(w) for w in self.together_weights())
+            self._together = (gate_up, down) if gate_up is not None and down is not None else None
+            return
         pairs = [(pack_weight(self.gate_up[e]), pack_weight(self.down[e])) for e in range(self.sizes.num_experts)]
         packed = [(g, d) for g, d in pairs if g is not None and d is not None]
         self._packed = packed if len(packed) == len(pairs) else None
+
+    def together_weights(self) -> tuple[Tensor, Tensor]:
+        """gate_up [2 * n, hidden], all gates first; down [hidden, n]. n: the routed experts' sizes, then the shared."""
+        gates, ups = (part.flatten(0, 1) for part in self.gate_up.chunk(2, dim=1))
+        downs = self.down.transpose(0, 1).flatten(1)
+        if self.shared_experts is None:
+            return torch.cat((gates, ups)), downs
+        gate, up = self.shared_experts.gate_up.weight.chunk(2)
+        return torch.cat((gates, gate, ups, up)), torch.cat((downs, self.shared_experts.down.weight), dim=1)
 
     @torch.no_grad()
     def count(self, experts: Tensor) -> None:

@@ -36,13 +36,13 @@ def build(config: ModelConfig) -> DecoderModel:
     def layer(index: int) -> DecoderLayer:
         return decoder_layer(config, index, rope)
 
-    return DecoderModel(config, cache_spec(raw, config.num_hidden_layers), rope, raw["rms_norm_eps"], layer)
+    return DecoderModel(config, cache_spec(raw, config.num_hidden_layers), rope, norm_eps(raw), layer)
 
 
 def build_mtp(config: ModelConfig, target: DecoderModel, num_modules: int) -> MTP:
     """`num_modules` MTP modules on the target's embedding and head."""
     raw, first, rope = config.raw, config.num_hidden_layers, target.rope
-    eps = raw["rms_norm_eps"]
+    eps = norm_eps(raw)
     depths = [
         MTPDepth(d, decoder_layer(config, first + d, rope), rope, target.embed_tokens, target.lm_head, eps)
         for d in range(num_modules)
@@ -62,6 +62,10 @@ def check(raw: Any) -> None:
             )
     if raw.get("attention_bias"):
         raise UserError("config.json: attention_bias true is not supported for deepseek_v3.")
+
+
+def norm_eps(raw: Any) -> float:
+    return float(raw.get("rms_norm_eps", 1e-6))
 
 
 def cache_spec(raw: Any, num_layers: int) -> CacheSpec:
@@ -84,7 +88,7 @@ def attention_scale(raw: Any) -> float:
 
 
 def decoder_layer(config: ModelConfig, index: int, rope: Rope) -> DecoderLayer:
-    raw, eps = config.raw, config.raw["rms_norm_eps"]
+    raw, eps = config.raw, norm_eps(config.raw)
     sizes = MLASizes(
         hidden_size=config.hidden_size,
         num_heads=raw["num_attention_heads"],

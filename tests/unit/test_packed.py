@@ -1,0 +1,97 @@
+"""Packed layers say what plain ones say, and a row says the same among any others, bit for bit."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from conftest import random_weights, tiny_config
+from paceline.batch import Row, make_batch
+from paceline.cache.attend import PagedAttend
+from paceline.cache.pool import Pool
+from paceline.config import ModelConfig
+from paceline.layers.basic import GRAIN, Linear, pack_weight, rowwise, silu_and_mul
+from paceline.models import build_model
+from paceline.models.decoder import DecoderModel
+
+BF16 = torch.bfloat16
+needs_bf16 = pytest.mark.skipif(
+    pack_weight(torch.ones(4, 4, dtype=BF16)) is None, reason="this CPU has no bf16 products"
+)
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "small: heads and experts fused": {},
+    "query rank: heads apart": {"q_lora_rank": 48},
+    "large experts: one by one": {"n_routed_experts": 32, "moe_intermediate_size": 192, "n_group": 1},
+    "no shared expert": {"n_shared_experts": 0},
+}
+
+
+def model_of(changes: dict[str, Any]) -> DecoderModel:
+    config = ModelConfig.from_dict(tiny_config(**changes))
+    model = build_model(config).to(BF16).eval().requires_grad_(False)
+    values = random_weights(config)
+    for name, view in model.weights().items():
+        view.copy_(values[name])
+    return model
+
+
+@torch.inference_mode()
+def states(model: DecoderModel, tokens: list[int], chunks: list[int], tables: list[int]) -> Tensor:
+    """The states of `tokens`, read in chunks of these sizes."""
+    pool, parts, place = Pool(model.cache, 64, 8, BF16), [], 0
+    for size in chunks:
+        batch = make_batch([Row(tokens[place : place + size], place, tables)], 8)
+        parts.append(model(batch.tokens, batch.positions, PagedAttend(pool, batch)))
+        place += size
+    return torch.cat(parts)
+
+
+@needs_bf16
+@pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES.keys())
+def test_packed_model_agrees_with_plain_and_with_itself(changes: dict[str, Any]) -> None:
+    plain = model_of(changes)
+    packed = copy.deepcopy(plain)
+    packed.pack()
+    tokens = torch.randint(4, 300, (96,), generator=torch.Generator().manual_seed(1)).tolist()
+    whole = states(packed, tokens, [96], list(range(12)))
+    exact = states(plain, tokens, [96], list(range(12)))
+    errors = (whole - exact).abs().float().mean(1)  # of each row; a near tie between experts may turn a few rows
+    assert errors.median() < 0.03 * exact.abs().float().mean()
+    for chunks, tables in (
+        ([90, *[1] * 6], range(20, 32)),
+        ([4] * 24, range(12)),
+        ([1, 2, 3, 5, 8, 77], range(60, 0, -5)),
+    ):
+        assert torch.equal(states(packed, tokens, chunks, list(tables)), whole)
+
+
+@needs_bf16
+@pytest.mark.parametrize("inputs", [64, 1000, 2048, 4096])
+def test_a_packed_row_has_the_same_bits_at_any_row_count(inputs: int) -> None:
+    generator = torch.Generator().manual_seed(inputs)
+    linear = Linear(inputs, 96).to(BF16).requires_grad_(False)
+    linear.weight.normal_(generator=generator)
+    x = torch.randn(256, inputs, generator=generator).to(BF16)
+    linear.pack()
+    whole = linear(x)
+    for rows in (1, 2, 3, 5, 16, 100):
+        assert torch.equal(torch.cat([linear(part) for part in x.split(rows)]), whole)
+
+
+@pytest.mark.parametrize("width", [40, 96, 7000])
+def test_a_row_of_silu_has_the_same_bits_in_a_tensor_that_threads_share(width: int) -> None:
+    x = torch.randn(2 * GRAIN // width + 3, 2 * width, generator=torch.Generator().manual_seed(width))
+    with torch.no_grad():
+        whole = silu_and_mul(x)
+        assert torch.equal(torch.cat([silu_and_mul(row) for row in x.split(1)]), whole)
+
+
+def test_rowwise_is_the_function() -> None:
+    x = torch.randn(9, GRAIN // 4)
+    with torch.no_grad():
+        torch.testing.assert_close(rowwise(torch.sigmoid, x), torch.sigmoid(x))

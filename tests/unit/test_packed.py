@@ -43,7 +43,7 @@ def model_of(changes: dict[str, Any]) -> DecoderModel:
 @torch.inference_mode()
 def states(model: DecoderModel, tokens: list[int], chunks: list[int], tables: list[int]) -> Tensor:
     """The states of `tokens`, read in chunks of these sizes."""
-    pool, parts, place = Pool(model.cache, 64, 8, BF16), [], 0
+    pool, parts, place = Pool(model.cache, 64, 8, model.norm.weight.dtype), [], 0
     for size in chunks:
         batch = make_batch([Row(tokens[place : place + size], place, tables)], 8)
         parts.append(model(batch.tokens, batch.positions, PagedAttend(pool, batch)))
@@ -59,9 +59,11 @@ def test_packed_model_agrees_with_plain_and_with_itself(changes: dict[str, Any])
     packed.pack()
     tokens = torch.randint(4, 300, (96,), generator=torch.Generator().manual_seed(1)).tolist()
     whole = states(packed, tokens, [96], list(range(12)))
-    exact = states(plain, tokens, [96], list(range(12)))
-    errors = (whole - exact).abs().float().mean(1)  # of each row; a near tie between experts may turn a few rows
-    assert errors.median() < 0.03 * exact.abs().float().mean()
+    rounded = states(plain, tokens, [96], list(range(12)))
+    truth = states(plain.float(), tokens, [96], list(range(12)))
+    # of each row, as a near tie between experts may turn a few rows: as near to float32 as plain bf16 is
+    error, plain_error = ((x.float() - truth).abs().mean(1).median() for x in (whole, rounded))
+    assert error < 1.3 * plain_error + 1e-3
     for chunks, tables in (
         ([90, *[1] * 6], range(20, 32)),
         ([4] * 24, range(12)),

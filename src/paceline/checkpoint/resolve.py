@@ -8,7 +8,7 @@ from pathlib import Path
 
 from paceline.errors import UserError
 
-BUNDLED = "paceline-25m"  # the directory below `paceline/assets` with the model that comes with the package
+BUNDLED = "paceline-16m"  # the directory below `paceline/assets` with the model that comes with the package
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
 

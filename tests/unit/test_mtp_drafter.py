@@ -15,6 +15,7 @@ from conftest import write_tiny
 from paceline.cache.dense import DenseAttend
 from paceline.config import EngineConfig
 from paceline.drafters.mtp import MTPDrafter
+from paceline.engine import scheduler
 from paceline.engine.engine import Engine
 from paceline.errors import UserError
 from paceline.loaded import Loaded
@@ -121,6 +122,40 @@ def test_prefix_hits_go_on_from_the_states_kept_beside_blocks(loaded: Loaded) ->
             compared += assert_exact(loaded, engine, [request])
         assert request.prefix_hit_tokens == (0 if name == "first" else 3 * BLOCK if not tail else 4 * BLOCK)
     assert compared > 100
+
+
+def test_the_last_state_of_a_block_is_kept_though_the_pending_token_has_none(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "_AHEAD", 0)
+    engine = loaded.engine(BASE)
+    params = SamplingParams(max_tokens=2, ignore_eos=True)
+    (first,) = engine.add_request("first", list(range(10, 9 + 2 * BLOCK)), params, num_speculative_tokens=0)
+    while engine.has_unfinished:
+        engine.step()
+    assert len(first.tokens) == 2 * BLOCK + 1
+    (second,) = engine.add_request("second", [*first.tokens, 5], SamplingParams(max_tokens=9, ignore_eos=True))
+    for _ in range(3):
+        engine.step()
+    assert second.prefix_hit_tokens == 2 * BLOCK and assert_exact(loaded, engine, [second]) > 0
+
+
+def test_who_leaves_does_not_overwrite_who_takes_its_blocks(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second request is aborted, and in the same step the first one grows into the block of its last tokens."""
+    monkeypatch.setattr(scheduler, "_AHEAD", 0)
+    engine = loaded.engine(replace(BASE, num_blocks=3, max_model_len=3 * BLOCK))
+    params = SamplingParams(max_tokens=9, ignore_eos=True)
+    stays, leaves = (
+        engine.add_request(name, list(range(first, first + BLOCK - 1)), params, num_speculative_tokens=k)[0]
+        for name, first, k in (("stays", 10, 0), ("leaves", 50, 3))
+    )
+    engine.step()
+    engine.step()
+    wanted = leaves.blocks[1]
+    engine.abort("leaves")
+    engine.step()
+    assert stays.blocks[1] == wanted, "the block changed hands, or this tests nothing"
+    assert assert_exact(loaded, engine, [stays]) > 0
 
 
 def test_wrong_features_would_be_noticed(loaded: Loaded) -> None:

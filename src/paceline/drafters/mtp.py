@@ -48,11 +48,10 @@ class Span:
     width: int = 0
     drafts: list[int] = field(default_factory=list)
 
-    def fit(self, block_size: int) -> None:
-        """Drops what has no slot: the pending token of a request that left before it got the next block."""
-        room = len(self.blocks) * block_size - self.start
-        if self.features is not None and len(self.tokens) > room:
-            self.tokens, self.features = self.tokens[:room], self.features[:room]
+    @property
+    def left(self) -> bool:
+        """Whether the request finished, was aborted or preempted since, and gave its blocks back."""
+        return self.request.blocks is not self.blocks
 
 
 class MTPDrafter:
@@ -112,13 +111,24 @@ class MTPDrafter:
                 spans[request.row] = span
             span.width, span.blocks = width, request.blocks
         for span in spans.values():
-            span.fit(self.pool.block_size)
-        if any(span.tokens or span.width for span in spans.values()):
-            self.run(list(spans.values()))
+            self.fit(span)
+        # Blocks of those that left may be others' by now: what is finished in them for prefix hits comes first.
+        for left in (True, False):
+            self.run([span for span in spans.values() if span.left is left])
         return Proposal.of_chains([[r.tokens[-1], *spans[r.row].drafts] for r in requests])
+
+    def fit(self, span: Span) -> None:
+        """Drops what has no slot: the pending token of a request that left before it got the next block. The state
+        before it is the last of a block."""
+        room = len(span.blocks) * self.pool.block_size - span.start
+        if span.features is not None and len(span.tokens) > room:
+            self.kept[0, span.blocks[-1]] = span.features[room]
+            span.tokens, span.features = span.tokens[:room], span.features[:room]
 
     def run(self, spans: list[Span]) -> None:
         """Absorbs and drafts: one pass a module, then the last module again for drafts beyond it."""
+        if not any(span.tokens or span.width for span in spans):
+            return
         flat = torch.cat([s.features for s in spans if s.features is not None] or [self.carried[0, :0]])
         counts = [len(s.tokens) for s in spans]
         self.keep(0, spans, flat, counts, shift=-1)

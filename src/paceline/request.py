@@ -5,7 +5,9 @@ A request has no phase. `lag = len(tokens) - cached` says all: 1 is ready to dec
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 from paceline.errors import UserError
@@ -17,7 +19,8 @@ class SamplingParams:
 
     `temperature` 0 is greedy. `top_k` 0 or -1, `top_p` 1 and `min_p` 0 are off. `seed` None draws a fresh one, and the
     output tells it. `logprobs` is the number of top alternatives to report beside the chosen token (0: only the chosen
-    one). Raises `UserError` for a value out of range.
+    one). One stop string may stand for a tuple of them, and any sequence for a tuple; `logit_bias` maps token ids to
+    what is added to their logits (-inf forbids). Raises `UserError` for a value out of range.
     """
 
     temperature: float = 0.0
@@ -29,8 +32,8 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     logit_bias: dict[int, float] | None = None
     seed: int | None = None
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
+    stop: Sequence[str] = ()
+    stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
     max_tokens: int = 256
     min_tokens: int = 0
@@ -38,14 +41,20 @@ class SamplingParams:
     logprobs: int | None = None
 
     def __post_init__(self) -> None:
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        bias = {int(token): float(value) for token, value in (self.logit_bias or {}).items()}
+        plain = {"stop": stop, "stop_token_ids": tuple(self.stop_token_ids), "logit_bias": bias or None}
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
         checks = (
-            (self.temperature >= 0, "temperature must be 0 or more"),
+            (0 <= self.temperature < inf, "temperature must be 0 or more, and finite"),
             (self.top_k >= -1, "top_k must be -1 (off), 0 (off) or a count of tokens"),
             (0 < self.top_p <= 1, "top_p must be above 0 and at most 1"),
             (0 <= self.min_p <= 1, "min_p must lie between 0 and 1"),
             (-2 <= self.presence_penalty <= 2, "presence_penalty must lie between -2 and 2"),
             (-2 <= self.frequency_penalty <= 2, "frequency_penalty must lie between -2 and 2"),
-            (self.repetition_penalty > 0, "repetition_penalty must be above 0"),
+            (0 < self.repetition_penalty < inf, "repetition_penalty must be above 0, and finite"),
+            (all(value < inf for value in bias.values()), "logit_bias must hold numbers below infinity"),
             (self.seed is None or 0 <= self.seed < 2**63, "seed must lie between 0 and 2**63 - 1"),
             (self.max_tokens >= 1, "max_tokens must be at least 1"),
             (0 <= self.min_tokens <= self.max_tokens, "min_tokens must lie between 0 and max_tokens"),

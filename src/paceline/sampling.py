@@ -64,7 +64,7 @@ class Sampler:
 
     def _forbid_end(self, scores: Tensor, request: Request, paths: list[list[int]]) -> None:
         params = request.params
-        ends = list(params.stop_token_ids + (() if params.ignore_eos else self.eos_token_ids))
+        ends = [*params.stop_token_ids, *(() if params.ignore_eos else self.eos_token_ids)]
         generated = len(request.tokens) - request.num_prompt
         for row, path in enumerate(paths):
             if generated + len(path) < params.min_tokens:

@@ -258,3 +258,27 @@ def test_token_ids_out_of_range_are_refused() -> None:
         check_token_ids(SamplingParams(logit_bias={12: 1.0}), 12)
     with pytest.raises(UserError, match="stop_token_ids names token -1"):
         check_token_ids(SamplingParams(stop_token_ids=(-1,)), 12)
+
+
+def test_parameters_come_in_every_spelling() -> None:
+    """One stop string is not its letters; lists and keys of JSON do as well."""
+    params = SamplingParams(stop="END", stop_token_ids=[3], logit_bias={"5": 1})  # type: ignore[dict-item]
+    assert params == SamplingParams(stop=("END",), stop_token_ids=(3,), logit_bias={5: 1.0})
+    request = Request("a", [1], 1, SamplingParams(min_tokens=2, stop_token_ids=[1]), 0)
+    assert Sampler().choose(torch.tensor([[0.0, 2.0, 1.0]]), [request], [[]]).tolist() == [2]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"temperature": math.inf},
+        {"temperature": math.nan},
+        {"repetition_penalty": math.inf},
+        {"logit_bias": {1: math.nan}},
+        {"logit_bias": {1: math.inf}},
+    ],
+    ids=str,
+)
+def test_numbers_that_make_every_score_meaningless_are_refused(bad: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=next(iter(bad))):
+        SamplingParams(**bad)

@@ -21,6 +21,7 @@ from paceline.tokenizer import IncrementalDecoder
 
 Messages = list[dict[str, str]]
 Prompt = str | list[int] | Messages
+Params = SamplingParams | Sequence[SamplingParams] | None
 
 
 class LLM:
@@ -69,17 +70,15 @@ class LLM:
         """Most tokens drafted at a time."""
         return min(self.config.num_speculative_tokens, self.engine.drafter.max_tokens)
 
-    def generate(
-        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
-    ) -> list[RequestOutput]:
+    def generate(self, prompts: Prompt | Sequence[Prompt], sampling_params: Params = None) -> list[RequestOutput]:
         """One output per prompt, in their order. A prompt is text to continue, token ids, or a chat's messages.
 
-        `params`: for all prompts, or one for each. Raises `UserError` for a prompt that is empty or too long, and
-        generates nothing then."""
+        `sampling_params`: for all prompts, or one for each. Raises `UserError` for a prompt that is empty or too long,
+        and generates nothing then."""
         listed = as_list(prompts)
         jobs: list[list[Request]] = []
         texts = {}
-        for output in self._run(listed, one_each(params, len(listed)), jobs):
+        for output in self._run(listed, one_each(sampling_params, len(listed)), jobs):
             if output.request.finish_reason is not None:
                 texts[output.request.id] = _text(output)
         return [
@@ -91,18 +90,22 @@ class LLM:
             for prompt, job in zip(listed, jobs, strict=True)
         ]
 
-    def chat(
-        self, messages: Messages | Sequence[Messages], params: SamplingParams | Sequence[SamplingParams] | None = None
-    ) -> list[RequestOutput]:
-        """The next message of a chat, or of each of several. Raises `UserError` for a model without a chat template."""
-        return self.generate(messages, params)
+    def chat(self, messages: Messages | Sequence[Messages], sampling_params: Params = None) -> list[RequestOutput]:
+        """The next message of a chat, or of each of several: a message has `role` and `content`.
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Delta]:
+        Raises `UserError` for a model without a chat template."""
+        chats = as_list(messages)
+        for chat in chats:
+            if not is_messages(chat):
+                raise UserError("A chat is a list of messages with role and content; give text to generate instead.")
+        return self.generate(chats, sampling_params)
+
+    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[Delta]:
         """What each step adds to the answer; the last delta holds all of it. Leaving the loop early aborts it."""
-        if params is not None and params.n != 1:
+        if sampling_params is not None and sampling_params.n != 1:
             raise UserError("A stream holds one answer; set n to 1, or use generate.")
         jobs: list[list[Request]] = []
-        for output in self._run([prompt], one_each(params, 1), jobs):
+        for output in self._run([prompt], one_each(sampling_params, 1), jobs):
             request, new = output.request, len(output.tokens)
             finished = None if request.finish_reason is None else CompletionOutput.of(0, request, _text(output))
             piece = "" if output.text is None else output.text.take()
@@ -113,7 +116,10 @@ class LLM:
     ) -> Iterator[StepOutput]:
         """Queues all prompts, appends the requests of each to `jobs`, and steps until they end.
 
-        Whoever stops listening, or an error on the way, aborts those that have not."""
+        Whoever stops listening, or an error on the way, aborts those that have not. The engine's steps bring news of
+        all its requests, so two runs at a time would take each other's."""
+        if self.engine.has_unfinished:
+            raise UserError("This LLM is still streaming: read that to its end or close it, or use `with_options()`.")
         try:
             for prompt, each in zip(prompts, params, strict=True):
                 ids = self._encode(prompt)
@@ -129,7 +135,11 @@ class LLM:
             return []  # the engine refuses it; encoded, it might hold a bos token
         if isinstance(prompt, str):
             return self.tokenizer.encode(prompt)
-        return prompt if is_ids(prompt) else self.tokenizer.apply_chat_template(cast(Messages, prompt))
+        if is_ids(prompt):
+            return prompt
+        if not is_messages(prompt):
+            raise UserError("A prompt is text, a list of token ids, or a list of messages with role and content.")
+        return self.tokenizer.apply_chat_template(prompt)
 
     def _decoder(self) -> IncrementalDecoder:
         return IncrementalDecoder(self.tokenizer)
@@ -146,16 +156,22 @@ def engine_config(base: EngineConfig, options: dict[str, Any]) -> EngineConfig:
 
 def as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """One prompt of whatever kind, or several, as a list of prompts."""
-    if isinstance(prompts, str) or is_ids(prompts) or (prompts and isinstance(prompts[0], dict)):
+    if isinstance(prompts, str | dict) or is_ids(prompts) or (prompts and isinstance(prompts[0], dict)):
         return [prompts]  # type: ignore[list-item]
     return list(prompts)  # type: ignore[arg-type]
 
 
 def is_ids(prompt: object) -> TypeGuard[list[int]]:
-    return isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], int)
+    return isinstance(prompt, list) and bool(prompt) and all(isinstance(token, int) for token in prompt)
 
 
-def one_each(params: SamplingParams | Sequence[SamplingParams] | None, number: int) -> list[SamplingParams]:
+def is_messages(prompt: object) -> TypeGuard[Messages]:
+    return isinstance(prompt, list) and all(
+        isinstance(message, dict) and {"role", "content"} <= message.keys() for message in prompt
+    )
+
+
+def one_each(params: Params, number: int) -> list[SamplingParams]:
     if params is None or isinstance(params, SamplingParams):
         return [params or SamplingParams()] * number
     if len(params) != number:

@@ -6,9 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from paceline.errors import UserError
-from paceline.llm import LLM
-from paceline.request import SamplingParams
+from paceline import LLM, SamplingParams, UserError
 
 WARM = SamplingParams(max_tokens=24, temperature=0.9, seed=7)
 
@@ -78,6 +76,26 @@ def test_what_is_refused_leaves_nothing_behind(llm: LLM) -> None:
         assert not llm.engine.has_unfinished
     with pytest.raises(UserError, match="one answer"):
         next(llm.stream("one", SamplingParams(n=2)))
+
+
+@pytest.mark.parametrize("bad", [{"prompt": "one"}, [{"prompt": "one"}], [1, "one"], (1, 2), [["one"]]])
+def test_what_is_no_prompt_is_told_apart(llm: LLM, bad: object) -> None:
+    with pytest.raises(UserError, match="A prompt is text, a list of token ids"):
+        llm.generate(bad)  # type: ignore[arg-type]
+
+
+def test_a_chat_is_no_text(llm: LLM) -> None:
+    with pytest.raises(UserError, match="messages with role and content"):
+        llm.chat("one two")  # type: ignore[arg-type]
+
+
+def test_two_runs_on_one_engine_do_not_take_each_others_news(llm: LLM) -> None:
+    stream = llm.stream("one two three", sampling_params=WARM)
+    first = next(stream)
+    with pytest.raises(UserError, match="still streaming"):
+        llm.generate("one", sampling_params=WARM)
+    assert llm.with_options().generate("one", WARM)
+    assert [first, *stream][-1].finished is not None
 
 
 def test_leaving_a_stream_aborts_it(llm: LLM) -> None:

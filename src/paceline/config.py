@@ -41,15 +41,14 @@ class ModelConfig:
     @staticmethod
     def from_dict(raw: Mapping[str, Any]) -> ModelConfig:
         """Raises `UserError` that names the field which is missing or of the wrong kind."""
-        eos = raw.get("eos_token_id")
         return ModelConfig(
             model_type=str(raw.get("model_type", "")),
-            hidden_size=_positive(raw, "hidden_size"),
-            vocab_size=_positive(raw, "vocab_size"),
-            num_hidden_layers=_positive(raw, "num_hidden_layers"),
-            max_position_embeddings=_positive(raw, "max_position_embeddings"),
-            num_nextn_predict_layers=int(raw.get("num_nextn_predict_layers") or 0),
-            eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (int(eos),),
+            hidden_size=_whole(raw, "hidden_size"),
+            vocab_size=_whole(raw, "vocab_size"),
+            num_hidden_layers=_whole(raw, "num_hidden_layers"),
+            max_position_embeddings=_whole(raw, "max_position_embeddings"),
+            num_nextn_predict_layers=_whole(raw, "num_nextn_predict_layers", least=0, default=0),
+            eos_token_ids=_token_ids(raw.get("eos_token_id")),
             dtype=dtype_from_name(str(raw.get("dtype") or raw.get("torch_dtype") or "float32")),
             raw=dict(raw),
         )
@@ -74,11 +73,19 @@ class ModelConfig:
         return dict(self.raw)
 
 
-def _positive(raw: Mapping[str, Any], name: str) -> int:
+def _whole(raw: Mapping[str, Any], name: str, least: int = 1, default: int | None = None) -> int:
     value = raw.get(name)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UserError(f"config.json: {name} must be a positive whole number, not {value!r}.")
+    value = default if value is None else value
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise UserError(f"config.json: {name} must be a whole number, at least {least}, not {value!r}.")
     return value
+
+
+def _token_ids(value: Any) -> tuple[int, ...]:
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(isinstance(token, int) for token in ids):
+        raise UserError(f"config.json: eos_token_id must be a token id or a list of them, not {value!r}.")
+    return tuple(ids)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -183,8 +183,11 @@ def _json(path: Path) -> dict[str, Any]:
 def _eos_ids(directory: Path) -> set[int]:
     for name in ("generation_config.json", "config.json"):
         eos = _json(directory / name).get("eos_token_id")
+        ids = eos if isinstance(eos, list) else [eos]
         if eos is not None:
-            return set(map(int, eos)) if isinstance(eos, list) else {int(eos)}
+            if not all(isinstance(token, int) for token in ids):
+                raise UserError(f"{directory / name}: eos_token_id must be a token id or a list of them, not {eos!r}.")
+            return set(ids)
     return set()
 
 

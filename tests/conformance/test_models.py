@@ -129,6 +129,12 @@ def test_nothing_asks_for_gradients_or_waits_on_meta(reference: Reference) -> No
         ("llama", {"attention_bias": True}, "bias.*is missing"),
         ("deepseek_v3", {"scoring_func": "softmax"}, "scoring_func"),
         ("deepseek_v3", {"kv_lora_rank": None}, "kv_lora_rank"),
+        ("deepseek_v3", {"n_group": 3}, "of 3 groups"),
+        ("deepseek_v3", {"num_experts_per_tok": 99}, "99 experts a token"),
+        ("deepseek_v3", {"v_head_dim": -4}, "does not describe a deepseek_v3 model"),
+        ("deepseek_v3", {"rope_parameters": {"rope_type": "yarn"}}, "does not describe.*factor"),
+        ("deepseek_v3", {"num_nextn_predict_layers": "x"}, "num_nextn_predict_layers must be a whole number"),
+        ("llama", {"eos_token_id": "x"}, "eos_token_id must be"),
     ],
 )
 def test_configurations_that_do_not_fit(tmp_path: Path, name: str, changes: dict[str, object], words: str) -> None:

@@ -223,6 +223,13 @@ def test_bad_directories_are_refused(tmp_path: Path, files: dict[str, str], word
         Tokenizer.from_dir(tmp_path)
 
 
+def test_eos_ids_that_are_none(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(byte_level().to_str())
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": "x"}')
+    with pytest.raises(UserError, match=r"generation_config.json: eos_token_id"):
+        Tokenizer.from_dir(tmp_path)
+
+
 def test_lone_surrogates_are_refused() -> None:
     with pytest.raises(UserError, match="not Unicode"):
         BYTES.encode("a\ud800b")

@@ -31,8 +31,18 @@ def family(config: ModelConfig) -> ModuleType:
 
 
 def build_model(config: ModelConfig) -> DecoderModel:
-    """The target model of `config`; its parameters have no values yet."""
-    model: DecoderModel = family(config).build(config)
+    """The target model of `config`; its parameters have no values yet. Raises `UserError` for fields without sense."""
+    build = family(config).build
+    try:
+        model: DecoderModel = build(config)
+    except UserError:
+        raise
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        # Each family refuses what it would read wrongly; this is for fields that lack or contradict each other.
+        raise UserError(
+            f"config.json does not describe a {config.model_type} model ({type(error).__name__}: {error}): "
+            "use the file that came with the weights."
+        ) from error
     return model
 
 

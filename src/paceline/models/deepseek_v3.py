@@ -60,6 +60,13 @@ def check(raw: Any) -> None:
             raise UserError(
                 f"config.json: {name} {raw[name]!r} is not supported for deepseek_v3; it must be {value!r}."
             )
+    groups, kept, experts = raw.get("n_group") or 1, raw.get("topk_group") or 1, raw["n_routed_experts"]
+    chosen = raw["num_experts_per_tok"]
+    if experts % groups or kept > groups or chosen > experts // groups * kept:
+        raise UserError(
+            f"config.json: {chosen} experts a token cannot be chosen from {kept} of {groups} groups "
+            f"of {experts} experts; see num_experts_per_tok, topk_group, n_group and n_routed_experts."
+        )
     if raw.get("attention_bias"):
         raise UserError("config.json: attention_bias true is not supported for deepseek_v3.")
 

@@ -49,7 +49,12 @@ def train(
         list[str] | None, typer.Option(help="How often a file counts, as NAME=TIMES. Repeatable.", rich_help_panel=DATA)
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --out.", rich_help_panel=DATA)
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with the run in --out; rates, schedule and --loss-on may change.",
+            rich_help_panel=DATA,
+        ),
     ] = False,
     steps: Annotated[int | None, _run("Stop after that many updates.", "steps")] = None,
     epochs: Annotated[float | None, _run("Stop after that many passes over the data.", "epochs")] = None,

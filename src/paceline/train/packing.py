@@ -55,11 +55,12 @@ class Packed:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of all that its batches are made of: text, order, repeats, and what counts."""
+        """Of all that its batches are made of: text, order, repeats. Not of what counts: a later stage of a run may
+        count other tokens."""
         pieces = torch.tensor([place for row in self.packed for piece in row for place in piece])
         sizes = torch.tensor([len(row) for row in self.packed])
         digest = hashlib.sha256(f"{self.length} {self.seed}".encode())
-        for part in (self.corpus.tokens, self.counts, pieces, sizes):
+        for part in (self.corpus.tokens, pieces, sizes):
             digest.update(part.contiguous().view(torch.uint8).numpy().data)
         return digest.hexdigest()
 

@@ -115,7 +115,8 @@ class Trainer:
         save_state(directory, self._tensors(), numbers)
 
     def resume(self, directory: Path) -> None:
-        """Continues where `save` stood. Raises UserError when the batches would not be those of the first run."""
+        """Continues where `save` stood; exactly, with the same options. Rates, schedule and `loss_on` may change, for
+        another stage. Raises UserError when the batches would not be those of the first run."""
         numbers = load_state(directory, self._tensors())
         changed = [name for name, value in self._identity().items() if numbers.get(name, value) != value]
         if changed:

@@ -86,7 +86,11 @@ MISTAKES = [
     (["hi", "--prompts-file", "x.txt"], "exclude each other"),
     (["hi", "--chat", "--raw"], "exclude each other"),
     (["hi", "--drafter", "none", "-k", "2"], "leave -k out"),
-    (["hi", "--ngram-min", "2"], "belong to --drafter ngram"),
+    (["hi", "--ngram-min", "2"], "--ngram-min belongs to --drafter ngram"),
+    (["hi", "--drafter", "none", "--mtp-modules", "1"], "--mtp-modules belongs to --drafter mtp"),
+    (["hi", "--mtp-modules", "3"], "the model has 2"),
+    (["hi", "--num-blocks", "100000000000"], "memory"),
+    (["hi", "--logit-bias", '{"5": NaN}'], "logit_bias"),
     (["hi", "--drafter", "ngram", "--ngram-min", "5", "--ngram-max", "3"], "ngram_max"),
     (["hi", "--drafter", "nothing"], "'nothing' is not known"),
     (["hi", "-k", "99"], "num_speculative_tokens"),
@@ -116,7 +120,16 @@ def test_a_mistake_is_one_sentence(paceline: Run, tiny_model: Path, words: list[
 
 
 @pytest.mark.parametrize(
-    "line", ['{"prompt": ', '{"prompt": 3}', "[]", "{}", '{"prompt": "a", "messages": []}', '{"messages": [{}]}']
+    "line",
+    [
+        "[" * 100_000,
+        '{"prompt": ',
+        '{"prompt": 3}',
+        "[]",
+        "{}",
+        '{"prompt": "a", "messages": []}',
+        '{"messages": [{}]}',
+    ],
 )
 def test_a_bad_line_is_named(paceline: Run, tiny_model: Path, tmp_path: Path, line: str) -> None:
     path = tmp_path / "prompts.jsonl"
@@ -143,6 +156,24 @@ def test_an_interrupt_is_exit_130(paceline: Run, tiny_model: Path, monkeypatch: 
 
     monkeypatch.setattr("paceline.llm.LLM.stream", interrupt)
     assert paceline("generate", "hi", "--model", tiny_model).code == 130
+
+
+def test_files_as_other_systems_write_them(paceline: Run, tiny_model: Path, tmp_path: Path) -> None:
+    """A byte order mark and carriage returns are no part of a prompt, and a suffix may be in capitals."""
+    words = ("--model", tiny_model, "--json", "--max-tokens", "1", "--raw")
+    for name, content in (("a.txt", "one\r\ntwo\r\n"), ("b.JSONL", '{"prompt": "one"}\r\n{"prompt": "two"}')):
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + content.encode())
+        result = paceline("generate", "--prompts-file", tmp_path / name, *words)
+        assert [json.loads(line)["prompt"] for line in result.out.splitlines()] == ["one", "two"], result.err
+
+
+def test_mistakes_of_other_commands(paceline: Run, tiny_model: Path) -> None:
+    for words, said in (
+        (("verify-lossless", "--quick", "--drafter", "mtp", "--drafter", "foo"), "no drafter foo"),
+        (("bench", "--drafter", "ngram", "--mtp-modules", "1"), "belongs to --drafter mtp"),
+    ):
+        result = paceline(*words, "--model", tiny_model)
+        assert result.code == 2 and said in result.err and result.out == ""
 
 
 def test_verify_lossless_and_demo_and_bench_run(paceline: Run, tiny_model: Path, tmp_path: Path) -> None:

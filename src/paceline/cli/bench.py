@@ -37,6 +37,7 @@ def bench(
 ) -> None:
     """Measure acceptance (deterministic) and tokens per second at batch 1 (in turn with plain decoding, medians)."""
     given = locals()
+    opt.refuse_idle_options(given)
     from rich.console import Console
 
     from paceline.assets import heldout_prompts
@@ -57,6 +58,8 @@ def bench(
         print(json.dumps({**settings, "acceptance": by_source, "speed": speed}))
     else:
         _print(Console(), settings, parts, speed)
+    if speed is not None and not speed["same_tokens"]:
+        raise typer.Exit(1)
 
 
 def _acceptance(

@@ -82,17 +82,9 @@ def generate(
 
 
 def _refuse_contradictions(given: dict[str, Any]) -> None:
-    plain, ngram = given["drafter"] == "none", given["drafter"] == "ngram"
+    opt.refuse_idle_options(given)
     rules = (
         (given["chat"] and given["raw"], "--chat and --raw exclude each other; give one of them."),
-        (
-            plain and given["num_speculative_tokens"],
-            "--drafter none guesses nothing; leave -k out, or name another drafter.",
-        ),
-        (
-            not ngram and (given["ngram_min"] or given["ngram_max"]),
-            "--ngram-min and --ngram-max belong to --drafter ngram; add it, or leave them out.",
-        ),
         (given["logprobs"] is not None and not given["json_lines"], "--logprobs shows only with --json; add it."),
     )
     for broken, sentence in rules:

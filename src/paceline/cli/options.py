@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from paceline.errors import UserError
+
 MODEL, ENGINE, SAMPLING, OUTPUT = "Model", "Engine", "Sampling", "Output"
 
 Model = Annotated[
@@ -93,6 +95,20 @@ _ENGINE_FIELDS = (
     "max_num_batched_tokens",
     "max_model_len",
 )
+
+
+_BELONGS_TO = {"mtp_modules": "mtp", "ngram_min": "ngram", "ngram_max": "ngram"}
+
+
+def refuse_idle_options(given: dict[str, Any]) -> None:
+    """Raises `UserError` for an option that the chosen drafter would not look at."""
+    drafter = given["drafter"]
+    if drafter == "none" and given["num_speculative_tokens"]:
+        raise UserError("--drafter none guesses nothing; leave -k out, or name another drafter.")
+    for name, owner in _BELONGS_TO.items():
+        if given.get(name) is not None and drafter != owner and (drafter is not None or owner != "mtp"):
+            flag = "--" + name.replace("_", "-")
+            raise UserError(f"{flag} belongs to --drafter {owner}; add that, or leave {flag} out.")
 
 
 def engine_options(given: dict[str, Any]) -> dict[str, Any]:

@@ -30,10 +30,10 @@ def read_prompts(path: Path) -> list[str | Messages]:
 
     Blank lines are skipped. Raises `UserError` that names file and line."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines() would also cut at U+2028
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines() would also cut at U+2028
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as UTF-8 text ({error}); check the path and the encoding.") from error
-    structured = path.suffix in JSONL_SUFFIXES
+    structured = path.suffix.lower() in JSONL_SUFFIXES
     found: list[str | Messages] = [
         _parse(line, f"{path}:{number}") if structured else line for number, line in enumerate(lines, 1) if line.strip()
     ]
@@ -45,7 +45,7 @@ def read_prompts(path: Path) -> list[str | Messages]:
 def _parse(line: str, where: str) -> str | Messages:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not valid JSON ({error}); write one object a line.") from error
     if not isinstance(row, dict) or ("prompt" in row) == ("messages" in row):
         raise UserError(f'{where}: write an object with either "prompt" or "messages".')

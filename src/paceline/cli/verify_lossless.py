@@ -42,14 +42,16 @@ def verify_lossless(
 
     from paceline.assets import heldout_prompts
     from paceline.bench.lossless import FULL, QUICK, matrix
+    from paceline.drafters import drafter_names
     from paceline.llm import LLM
 
     changes = {name: given[name] for name in ("prompts", "max_tokens", "seeds") if given[name] is not None}
     size = replace(QUICK if quick else FULL, **changes)
-    arms = [arm for arm in matrix(size) if not drafter or arm.drafter in drafter]
-    if not arms:
-        raise UserError(f"No arm has the drafter {', '.join(drafter or [])}; choose among none, ngram and mtp.")
-    llm = LLM(**opt.model_options(given))
+    asked = set(drafter or drafter_names())
+    if unknown := asked.difference(drafter_names()):
+        raise UserError(f"There is no drafter {', '.join(sorted(unknown))}; choose among {', '.join(drafter_names())}.")
+    arms = [arm for arm in matrix(size) if arm.drafter in asked]
+    llm = LLM(**opt.model_options(given), drafter="none")
     chosen = heldout_prompts()[: size.prompts]
     console = Console()
     report = _run(llm, chosen, arms, console)

@@ -28,6 +28,7 @@ from paceline.cache.attend import PagedAttend
 from paceline.cache.pool import Pool
 from paceline.config import MAX_SPECULATIVE_TOKENS, EngineConfig
 from paceline.drafters.base import Seen
+from paceline.errors import UserError
 from paceline.models.mtp import MTP, MTPDepth
 from paceline.request import Request
 from paceline.sampling import Sampler
@@ -74,7 +75,10 @@ class MTPDrafter:
 
     @classmethod
     def build(cls, config: EngineConfig, target_runner: Any) -> MTPDrafter:
-        """Raises `UserError` when the checkpoint has no MTP modules or lacks some of their tensors."""
+        """Raises `UserError` when the checkpoint has no MTP modules, fewer than asked for, or lacks their tensors."""
+        available = target_runner.model.config.num_nextn_predict_layers
+        if config.mtp_modules is not None and config.mtp_modules > available > 0:
+            raise UserError(f"mtp_modules is {config.mtp_modules}, but the model has {available}; ask for no more.")
         mtp = target_runner.load_mtp(config.mtp_modules or config.num_speculative_tokens or 1)
         target = target_runner.pool
         pool = Pool(mtp.cache, target.num_blocks, target.block_size, target.k[0].dtype, target.k[0].device)

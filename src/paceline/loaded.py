@@ -28,7 +28,9 @@ POOL_BYTES = 2 << 30
 
 @dataclass(frozen=True)
 class Loaded:
-    """Weights are read-only, so any number of engines may share them."""
+    """Weights are read-only, so any number of engines may share them. `path`: the checkpoint's directory.
+
+    Example: `Loaded.from_dir(path).engine(EngineConfig(drafter="ngram"))`."""
 
     path: Path
     target: DecoderModel
@@ -80,7 +82,5 @@ def num_blocks(target: DecoderModel, config: EngineConfig, limit: int) -> int:
     if config.num_blocks is not None:
         return config.num_blocks
     each = -(-limit // config.block_size)
-    spec, weight = target.cache, target.norm.weight
-    kept = spec.k_dim if spec.latent else spec.k_dim + spec.v_dim
-    block_bytes = spec.num_layers * spec.num_kv_heads * kept * weight.element_size() * config.block_size
+    block_bytes = target.cache.numbers_per_token * target.norm.weight.element_size() * config.block_size
     return max(each, min(each * config.max_num_seqs, POOL_BYTES // block_bytes))

@@ -46,8 +46,3 @@ class Pool:
             k[target] = k[source]
             if not self.spec.latent:
                 v[target] = v[source]
-
-    @property
-    def bytes_per_token(self) -> int:
-        kept = self.spec.k_dim if self.spec.latent else self.spec.k_dim + self.spec.v_dim
-        return self.spec.num_layers * self.spec.num_kv_heads * kept * self.k[0].element_size()

@@ -79,7 +79,9 @@ class Engine:
         return requests
 
     def abort(self, request_id: str) -> bool:
-        """Ends a request between two steps, with finish reason "abort"; False when it is not here (any more)."""
+        """Ends a request between two steps, with finish reason "abort"; False when it is not here (any more).
+
+        request_id: as in the `Request` (each of n samples has its own). No step reports it: its caller knows."""
         request = self.scheduler.abort(request_id)
         if request is not None:
             self.stats.count_finished(request)

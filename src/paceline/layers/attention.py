@@ -26,6 +26,11 @@ class CacheSpec:
     v_dim: int
     latent: bool = False
 
+    @property
+    def numbers_per_token(self) -> int:
+        """What one token leaves behind in all layers."""
+        return self.num_layers * self.num_kv_heads * (self.k_dim if self.latent else self.k_dim + self.v_dim)
+
 
 class Attend(Protocol):
     """Keeps this pass's keys and values and attends over all that a row may see.

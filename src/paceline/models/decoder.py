@@ -15,8 +15,7 @@ from paceline.layers.rope import Rope
 
 
 class DecoderLayer(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)).
-    `attention_names`: how the checkpoint calls the attention's tensors."""
+    """x + attention(norm(x)), then x + mlp(norm(x)). Its parts have the names of the checkpoint."""
 
     def __init__(self, attention: nn.Module, mlp: nn.Module, hidden_size: int, eps: float) -> None:
         super().__init__()
@@ -25,6 +24,7 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(hidden_size, eps)
 
     def forward(self, layer: int, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        """x [T, hidden], cos and sin [T, 1, rotary / 2] to [T, hidden]; attends as `layer`."""
         x = x + self.self_attn(layer, self.input_layernorm(x), cos, sin, attend)
         return x + self.mlp(self.post_attention_layernorm(x))  # type: ignore[no-any-return]
 
@@ -44,8 +44,9 @@ def weights_of(module: nn.Module) -> dict[str, Tensor]:
 
 
 class DecoderModel(nn.Module):
-    """A target model. `weights()` names every tensor as the checkpoint does, as views:
-    loading copies in, export reads out."""
+    """A target model of any family: what a family passes in is its layers, its rotary positions and its cache.
+
+    `cache`: what a token leaves behind. Parameters have no values before `runtime.build` loads them."""
 
     def __init__(
         self, config: ModelConfig, cache: CacheSpec, rope: Rope, eps: float, layer: Callable[[int], DecoderLayer]
@@ -74,6 +75,7 @@ class DecoderModel(nn.Module):
         return self.lm_head(hidden)  # type: ignore[no-any-return]
 
     def weights(self) -> dict[str, Tensor]:
+        """Checkpoint name to a view of the parameter: loading copies in, export reads out. A tied head has no name."""
         named: dict[str, Tensor] = {
             "model.embed_tokens.weight": self.embed_tokens.weight,
             "model.norm.weight": self.norm.weight,
@@ -86,6 +88,7 @@ class DecoderModel(nn.Module):
         return named
 
     def pack(self) -> None:
+        """Call it after loading; as the function `pack`."""
         pack(self)
 
 

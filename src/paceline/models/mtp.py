@@ -41,6 +41,7 @@ class MTPDepth(nn.Module):
         return self.head(hidden)  # type: ignore[no-any-return]
 
     def weights(self) -> dict[str, Tensor]:
+        """The module's own tensors by their names below `model.layers.{N}.`, as views."""
         return {
             "enorm.weight": self.enorm.weight,
             "hnorm.weight": self.hnorm.weight,
@@ -55,8 +56,10 @@ class MTPDepth(nn.Module):
 
 
 class MTP(nn.Module):
-    """All modules of a model.
-    Depth d (from 0) keeps its cache in layer d and lives at `model.layers.{first_layer + d}`."""
+    """All modules of a model, or the first few. `depths[d]` keeps its cache in layer d of a pool made from `cache`, and
+    lives in the checkpoint at `model.layers.{first_layer + d}`; first_layer is the target's num_hidden_layers.
+
+    Call a depth as `depths[d](tokens, positions, attend, features)` (see `MTPDepth.forward`)."""
 
     def __init__(self, depths: list[MTPDepth], cache: CacheSpec, first_layer: int) -> None:
         super().__init__()
@@ -64,9 +67,11 @@ class MTP(nn.Module):
         self.cache, self.first_layer = cache, first_layer
 
     def weights(self) -> dict[str, Tensor]:
+        """Checkpoint name to a view, of what is the modules' own: as `DecoderModel.weights`."""
         return self._named("weights")
 
     def shared_weights(self) -> dict[str, Tensor]:
+        """Checkpoint name to a view of the target's embedding and head, which some checkpoints repeat."""
         return self._named("shared_weights")
 
     def _named(self, which: str) -> dict[str, Tensor]:
@@ -76,4 +81,5 @@ class MTP(nn.Module):
         return named
 
     def pack(self) -> None:
+        """Call it after loading; as `decoder.pack`."""
         pack(self)

@@ -46,6 +46,8 @@ class LLM:
     ) -> None:
         options = {"drafter": drafter, "num_speculative_tokens": num_speculative_tokens, **engine_options}
         config = engine_config(EngineConfig(), options)
+        if threads is not None and threads < 1:
+            raise UserError("threads must be at least 1.")
         if threads is not None:
             torch.set_num_threads(threads)
         self._start(Loaded.from_dir(resolve_model(model), dtype, device), config)
@@ -75,20 +77,20 @@ class LLM:
 
         `sampling_params`: for all prompts, or one for each. Raises `UserError` for a prompt that is empty or too long,
         and generates nothing then."""
+        return list(self.iterate(prompts, sampling_params))
+
+    def iterate(self, prompts: Prompt | Sequence[Prompt], sampling_params: Params = None) -> Iterator[RequestOutput]:
+        """As `generate`, each output as soon as it and all before it are complete. Leaving the loop aborts the rest."""
         listed = as_list(prompts)
         jobs: list[list[Request]] = []
-        texts = {}
-        for output in self._run(listed, one_each(sampling_params, len(listed)), jobs):
-            if output.request.finish_reason is not None:
-                texts[output.request.id] = _text(output)
-        return [
-            RequestOutput(
-                None if is_ids(prompt) else cast(str | Messages, prompt),
-                job[0].tokens[: job[0].num_prompt],
-                [CompletionOutput.of(index, request, texts[request.id]) for index, request in enumerate(job)],
-            )
-            for prompt, job in zip(listed, jobs, strict=True)
-        ]
+        texts: dict[str, str] = {}
+        done = 0
+        for step in self._run(listed, one_each(sampling_params, len(listed)), jobs):
+            if step.request.finish_reason is not None:
+                texts[step.request.id] = _text(step)
+            while done < len(jobs) and all(request.id in texts for request in jobs[done]):
+                yield _output(listed[done], jobs[done], texts)
+                done += 1
 
     def chat(self, messages: Messages | Sequence[Messages], sampling_params: Params = None) -> list[RequestOutput]:
         """The next message of a chat, or of each of several: a message has `role` and `content`.
@@ -124,7 +126,7 @@ class LLM:
             for prompt, each in zip(prompts, params, strict=True):
                 ids = self._encode(prompt)
                 jobs.append(self.engine.add_request(str(next(self._ids)), ids, each, decoder=self._decoder))
-            while any(request.finish_reason is None for job in jobs for request in job):
+            while self.engine.has_unfinished:
                 yield from self.engine.step()
         finally:
             for request in (request for job in jobs for request in job if request.finish_reason is None):
@@ -179,6 +181,14 @@ def one_each(params: Params, number: int) -> list[SamplingParams]:
             f"There are {number} prompts but {len(params)} sampling parameters; give one for all, or one for each."
         )
     return list(params)
+
+
+def _output(prompt: Prompt, job: list[Request], texts: dict[str, str]) -> RequestOutput:
+    return RequestOutput(
+        None if is_ids(prompt) else cast(str | Messages, prompt),
+        job[0].tokens[: job[0].num_prompt],
+        [CompletionOutput.of(index, request, texts[request.id]) for index, request in enumerate(job)],
+    )
 
 
 def _text(output: StepOutput) -> str:

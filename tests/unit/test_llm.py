@@ -98,6 +98,15 @@ def test_two_runs_on_one_engine_do_not_take_each_others_news(llm: LLM) -> None:
     assert [first, *stream][-1].finished is not None
 
 
+def test_results_come_in_order_as_soon_as_they_are_there(llm: LLM) -> None:
+    each = [SamplingParams(max_tokens=length, ignore_eos=True, n=2) for length in (9, 1, 40)]
+    results = llm.iterate(["one", "two", "three"], each)
+    first, second = next(results), next(results)
+    assert llm.engine.has_unfinished and (first.prompt, second.prompt) == ("one", "two")
+    (third,) = results
+    assert [len(answer.token_ids) for answer in third.outputs] == [40, 40] and not llm.engine.has_unfinished
+
+
 def test_leaving_a_stream_aborts_it(llm: LLM) -> None:
     stream = llm.stream("one two three", SamplingParams(max_tokens=50))
     next(stream)

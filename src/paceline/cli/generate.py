@@ -107,7 +107,7 @@ def _print_json(
 ) -> None:
     from paceline.outputs import as_json
 
-    for content, result in zip(contents, llm.generate(prompts, params), strict=True):
+    for content, result in zip(contents, llm.iterate(prompts, params), strict=True):
         for answer in result.outputs:
             row = as_json(result, answer, llm.drafter, llm.num_speculative_tokens) | {"prompt": content}
             print(json.dumps(row, ensure_ascii=False), flush=True)
@@ -124,7 +124,7 @@ def _print_stream(llm: LLM, prompt: str | Messages, params: SamplingParams) -> N
 
 
 def _print_all(llm: LLM, contents: list[str | Messages], prompts: list[str | Messages], params: SamplingParams) -> None:
-    for content, result in zip(contents, llm.generate(prompts, params), strict=True):
+    for content, result in zip(contents, llm.iterate(prompts, params), strict=True):
         for answer in result.outputs:
             print(f"> {content if isinstance(content, str) else content[-1]['content']}\n{answer.text}\n", flush=True)
 

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 import typer
 
+from conftest import write_tiny
 from paceline.cli import main as cli
 from paceline.cli.options import engine_options
-from paceline.config import EngineConfig
+from paceline.config import MAX_SPECULATIVE_TOKENS, EngineConfig
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,14 @@ def test_files_as_other_systems_write_them(paceline: Run, tiny_model: Path, tmp_
         assert [json.loads(line)["prompt"] for line in result.out.splitlines()] == ["one", "two"], result.err
 
 
+def test_a_model_without_mtp_is_verified_with_other_drafters(paceline: Run, tmp_path: Path) -> None:
+    bare = write_tiny(tmp_path / "bare", num_nextn_predict_layers=0)
+    words = ("verify-lossless", "--quick", "--model", bare, "--prompts", "1", "--max-tokens", "2", "--seeds", "0")
+    result = paceline(*words, "--drafter", "ngram")
+    assert result.code == 0 and "differences: 0" in result.out
+    assert paceline(*words, "--drafter", "mtp").code == 2
+
+
 def test_mistakes_of_other_commands(paceline: Run, tiny_model: Path) -> None:
     for words, said in (
         (("verify-lossless", "--quick", "--drafter", "mtp", "--drafter", "foo"), "no drafter foo"),
@@ -200,6 +209,8 @@ def test_help_tells_the_defaults_that_hold() -> None:
     assert engine_options(given).keys() == known.keys()
     command = typer.main.get_command(cli.app).commands["generate"]  # type: ignore[attr-defined]
     shown = {option.name: option.show_default for option in command.params}
+    (k,) = [option.help for option in command.params if option.name == "num_speculative_tokens"]
+    assert k.endswith(f"0 to {MAX_SPECULATIVE_TOKENS}.")
     for name, default in known.items():
         if default is not None and name != "enable_prefix_caching":
             assert shown[name] == str(default), name

@@ -41,7 +41,7 @@ NumSpeculativeTokens = Annotated[
     typer.Option(
         "--num-speculative-tokens",
         "-k",
-        help="Most tokens guessed at a time.",
+        help="Most tokens guessed at a time, 0 to 16.",
         show_default="3",
         rich_help_panel=ENGINE,
     ),

@@ -132,7 +132,7 @@ class LLM:
             for request in (request for job in jobs for request in job if request.finish_reason is None):
                 self.engine.abort(request.id)
 
-    def _encode(self, prompt: Prompt) -> list[int]:
+    def _encode(self, prompt: object) -> list[int]:
         if not prompt:
             return []  # the engine refuses it; encoded, it might hold a bos token
         if isinstance(prompt, str):

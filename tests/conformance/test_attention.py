@@ -14,7 +14,7 @@ from torch import Tensor
 from paceline.batch import Row, make_batch
 from paceline.cache.attend import PagedAttend
 from paceline.cache.pool import Pool
-from paceline.kernels import attend_rows_for, reference
+from paceline.kernels import Sight, attend_rows, reference
 from paceline.layers.attention import CacheSpec
 
 WIDTH, SCALE = 8, 0.4
@@ -104,6 +104,6 @@ def test_the_kernel_equals_the_reference(pieces: list[int], heads: int, kv_heads
         [torch.randn(piece, kv_heads, width, generator=generator) for piece in pieces] for width in (WIDTH, WIDTH // 2)
     )
     q = torch.randn(5, heads, WIDTH, generator=generator)
-    hidden = torch.rand(5, sum(pieces), generator=generator) < 0.5
-    ours = attend_rows_for(torch.device("cpu"))(q, keys, values, hidden, SCALE)
-    torch.testing.assert_close(ours, reference.attend_rows(q, keys, values, hidden, SCALE), rtol=1e-4, atol=1e-5)
+    for sight in (Sight(5, sum(pieces), sum(pieces) - 9, 3, q.device), Sight(5, sum(pieces), 1, 4, q.device)):
+        ours = attend_rows(q, keys, values, sight, SCALE)
+        torch.testing.assert_close(ours, reference.attend_rows(q, keys, values, sight, SCALE), rtol=1e-4, atol=1e-5)

@@ -14,7 +14,9 @@ from paceline.batch import Row, make_batch
 from paceline.cache.attend import PagedAttend
 from paceline.cache.pool import Pool
 from paceline.config import ModelConfig
-from paceline.layers.basic import GRAIN, Linear, pack_weight, rowwise, silu_and_mul
+from paceline.kernels import gated, rowwise
+from paceline.kernels.cpu import GRAIN
+from paceline.layers.basic import Linear, pack_weight
 from paceline.models import build_model
 from paceline.models.decoder import DecoderModel
 
@@ -89,8 +91,8 @@ def test_a_packed_row_has_the_same_bits_at_any_row_count(inputs: int) -> None:
 def test_a_row_of_silu_has_the_same_bits_in_a_tensor_that_threads_share(width: int) -> None:
     x = torch.randn(2 * GRAIN // width + 3, 2 * width, generator=torch.Generator().manual_seed(width))
     with torch.no_grad():
-        whole = silu_and_mul(x)
-        assert torch.equal(torch.cat([silu_and_mul(row) for row in x.split(1)]), whole)
+        whole = gated(x)
+        assert torch.equal(torch.cat([gated(row) for row in x.split(1)]), whole)
 
 
 def test_rowwise_is_the_function() -> None:

@@ -14,18 +14,17 @@ from torch import Tensor
 
 from paceline.batch import ForwardBatch
 from paceline.cache.pool import SPARE_SLOTS, Pool
-from paceline.kernels import attend_rows_for
-from paceline.kernels.cpu import PIECE
+from paceline.kernels import PIECE, Sight, attend_rows
 
 
 @dataclass(frozen=True)
 class Reach:
-    """What the rows start..end of one request may see: its context's slots in pieces, and what is hidden [m, W]."""
+    """What the rows start..end of one request attend to: its context's slots in pieces, and what each row sees."""
 
     start: int
     end: int
     pieces: list[slice | Tensor]
-    hidden: Tensor
+    sight: Sight
 
 
 class PagedAttend:
@@ -35,35 +34,26 @@ class PagedAttend:
 
     def __init__(self, pool: Pool, batch: ForwardBatch) -> None:
         self.pool, self.slots = pool, batch.slots
-        self.kernel = attend_rows_for(batch.slots.device)
         self.reaches = [reach_of(batch, r, pool.block_size) for r in range(len(batch.context))]
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         self.pool.write(layer, self.slots, k, v)
         keys, values = self.pool.k[layer], self.pool.v[layer]
         outs = [
-            self.kernel(q[r.start : r.end], [keys[p] for p in r.pieces], [values[p] for p in r.pieces], r.hidden, scale)
+            attend_rows(q[r.start : r.end], [keys[p] for p in r.pieces], [values[p] for p in r.pieces], r.sight, scale)
             for r in self.reaches
         ]
         return outs[0] if len(outs) == 1 else torch.cat(outs)
 
 
 def reach_of(batch: ForwardBatch, r: int, block_size: int) -> Reach:
-    """Example: context 5, 2 rows, first 0: W = 64, row 0 sees places 0..5, row 1 sees 0..6, the rest is hidden."""
+    """Of request r. The width is rounded up, so that softmax sums rows of any pass in the same order."""
     start, end, context = batch.starts[r], batch.starts[r + 1], batch.context[r]
-    device = batch.slots.device
+    device, tree = batch.slots.device, batch.tree
     width = -(-(context + end - start) // SPARE_SLOTS) * SPARE_SLOTS
-    # each column's place among this pass's rows; below 0: context
-    node = torch.arange(-context, width - context, device=device)
-    hidden = node > torch.arange(end - start, device=device)[:, None]
-    if batch.tree is not None:
-        ancestors = batch.tree[start:end, None] >> node.clamp(0, 62)
-        hidden |= (node >= 0) & (node < 63) & ((ancestors & 1) == 0)
-    if batch.first:
-        # A row below `first` still sees itself: its output means nothing, but it must stay finite.
-        own = torch.arange(end - start, device=device).clamp(max=batch.first - context)
-        hidden |= node < own[:, None]
-    return Reach(start, end, pieces_of(batch.blocks[r], context + end - start, width, block_size, device), hidden)
+    ancestors = None if tree is None else tree[start:end]
+    sight = Sight(end - start, width, context, batch.first, device, ancestors)
+    return Reach(start, end, pieces_of(batch.blocks[r], context + end - start, width, block_size, device), sight)
 
 
 def pieces_of(

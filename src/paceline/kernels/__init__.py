@@ -1,18 +1,27 @@
-"""Attention kernels; which one runs is decided here, once, by device and dtype. All have the reference's signature."""
+"""Kernels. Which code runs is decided here and in `cpu`, by device and dtype; all have the reference's signature.
+
+`cpu` is plain torch where nothing better serves, so that it is right on any device."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
-from paceline.kernels import cpu, reference
+from paceline.kernels.cpu import PIECE, attend_rows, gated, rms_norm, rotate_and_norm, route, rowwise
+from paceline.kernels.reference import Sight, rotate
 
-AttendRows = Callable[[Tensor, list[Tensor], list[Tensor], Tensor, float], Tensor]
+AttendRows = Callable[[Tensor, list[Tensor], list[Tensor], Sight, float], Tensor]
 
-
-def attend_rows_for(device: torch.device) -> AttendRows:
-    """The kernel for `device`;
-    its views-and-products form suits any device that torch knows until a better one exists."""
-    return cpu.attend_rows if device.type in ("cpu", "cuda") else reference.attend_rows
+__all__ = [
+    "PIECE",
+    "AttendRows",
+    "Sight",
+    "attend_rows",
+    "gated",
+    "rms_norm",
+    "rotate",
+    "rotate_and_norm",
+    "route",
+    "rowwise",
+]

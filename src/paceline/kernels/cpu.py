@@ -1,36 +1,93 @@
-"""Attention for the CPU: bf16 products on views of the pool, with the same bits for a row whatever runs beside it.
+"""The kernels for the CPU: compiled code where it serves, else torch; the same bits for a row whatever runs beside it.
 
-Why it is row-invariant: oneDNN's bf16 products give a row the same bits at any row count; more keys only add columns;
-masked columns weigh exactly 0; and the product with the values runs over fixed pieces of the context (at most
-`PIECE` keys: longer sums are blocked differently), added in order in float32.
+Why attention is row-invariant: oneDNN's bf16 products give a row the same bits at any row count; more keys only add
+columns; columns that are not seen weigh exactly 0; and the product with the values runs over fixed pieces of the
+context (at most `PIECE` keys: longer sums are blocked differently), added in order in float32.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from paceline.kernels import native, reference
+from paceline.kernels.reference import Sight
+
 PIECE = 512
+GRAIN = 32768  # elements below which torch does not divide an elementwise operation between threads
 
 
-def attend_rows(q: Tensor, keys: list[Tensor], values: list[Tensor], hidden: Tensor, scale: float) -> Tensor:
+def attend_rows(q: Tensor, keys: list[Tensor], values: list[Tensor], sight: Sight, scale: float) -> Tensor:
     """As `reference.attend_rows`; every piece but the last holds PIECE keys."""
     rows, heads, _ = q.shape
     kv_heads = keys[0].shape[1]
-    q = (q * scale).view(rows, kv_heads, heads // kv_heads, -1)
+    q = (q if scale == 1 else q * scale).view(rows, kv_heads, heads // kv_heads, -1)
     fold = _fold_one if kv_heads == 1 else _fold_many
     pieces = [fold(q, k.permute(1, 2, 0)) for k in keys]
-    scores = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-1)
-    probabilities = scores.masked_fill_(hidden[:, None, None], float("-inf")).softmax(-1)
+    scores = softmax(pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-1), sight)
     if len(values) == 1:
-        out = fold(probabilities, values[0].transpose(0, 1))
+        out = fold(scores, values[0].transpose(0, 1))
     else:
-        parts = probabilities.split(PIECE, dim=-1)
+        parts = scores.split(PIECE, dim=-1)
         total = fold(parts[0], values[0].transpose(0, 1)).to(torch.float32)
         for part, value in zip(parts[1:], values[1:], strict=True):
             total += fold(part, value.transpose(0, 1))
         out = total.to(q.dtype)
     return out.reshape(rows, heads, -1)
+
+
+def softmax(scores: Tensor, sight: Sight) -> Tensor:
+    """scores [m, Hkv, G, W], which may be overwritten, to probabilities of what each row sees. Which way is taken must not
+    depend on the row count: of one row any layout is contiguous."""
+    if sight.tree is None and native.serves(scores):
+        scores = scores.contiguous()
+        native.causal_softmax(scores.flatten(1, 2), sight.context, sight.first)
+        return scores
+    return scores.masked_fill_(sight.hidden[:, None, None], float("-inf")).softmax(-1)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """As `reference.rms_norm`."""
+    serves = x.dim() == 2 and native.serves(x, weight)
+    return (native if serves else reference).rms_norm(x, weight, eps)
+
+
+def rotate_and_norm(made: Tensor, cos: Tensor, sin: Tensor, weight: Tensor, eps: float) -> None:
+    """As `reference.rotate_and_norm`; made contiguous."""
+    serves = native.serves(made, weight) and cos.shape[-1] <= native.MAX_HALF_ROPE
+    (native if serves else reference).rotate_and_norm(made, cos.contiguous(), sin.contiguous(), weight, eps)
+
+
+def route(x: Tensor, weight: Tensor, bias: Tensor, top: int, normalise: bool, scaling: float) -> Tensor:
+    """As `reference.route`."""
+    if native.serves(x, weight) and len(weight) <= native.MAX_EXPERTS:
+        return native.route(x.contiguous(), weight, bias, top, normalise, scaling)
+    # A product of few float32 rows depends on their count, a sigmoid at the end of a tensor goes through scalar code.
+    padded = F.pad(x, (0, 0, 0, -len(x) % 32))
+    parts = padded.split(max(1, GRAIN // len(weight) // 32) * 32)
+    return torch.cat([reference.route(p, weight, bias, top, normalise, scaling) for p in parts])[: len(x)]
+
+
+def gated(gate_up: Tensor, shares: Tensor | None = None, width: int = 0) -> Tensor:
+    """As `reference.gated`."""
+    if gate_up.dim() == 2 and native.serves(gate_up):
+        return native.gated(gate_up.contiguous(), shares, width)
+    inner = rowwise(lambda x: reference.gated(x, None, 0), gate_up)
+    return inner if shares is None else reference.shared_out(inner, shares, width)
+
+
+def rowwise(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """An elementwise function of x [rows, n] such that a row has the same bits among any others.
+
+    On the CPU a large tensor is cut between threads anywhere, and what does not fill a vector at a cut goes through
+    scalar code, whose exp differs in the last bit. Pieces of whole rows below torch's grain size are not cut. Training,
+    which asks for no such thing, takes the plain way."""
+    if x.numel() <= GRAIN or x.device.type != "cpu" or torch.is_grad_enabled():
+        return function(x)
+    return torch.cat([function(part) for part in x.split(max(1, GRAIN // x.shape[-1]))])
 
 
 def _fold_one(x: Tensor, y: Tensor) -> Tensor:

@@ -2,18 +2,99 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
-def attend_rows(q: Tensor, keys: list[Tensor], values: list[Tensor], hidden: Tensor, scale: float) -> Tensor:
+@dataclass(frozen=True)
+class Sight:
+    """Which of `width` places the `rows` rows of one request see. Row r is at place `context` + r; it sees the places
+    from `first` to its own (a row below `first` sees itself, so that its output stays finite). tree [rows] int64: bit n
+    says whether it sees row n; None when every row sees those before it.
+
+    Example: context 5, rows 2: row 0 sees places 0..5, row 1 sees 0..6."""
+
+    rows: int
+    width: int
+    context: int
+    first: int
+    device: torch.device
+    tree: Tensor | None = None
+
+    @cached_property
+    def hidden(self) -> Tensor:
+        """[rows, width] bool: what is not seen."""
+        # each column's place among these rows; below 0: context
+        node = torch.arange(-self.context, self.width - self.context, device=self.device)
+        row = torch.arange(self.rows, device=self.device)[:, None]
+        hidden = node > row
+        if self.tree is not None:
+            ancestors = self.tree[:, None] >> node.clamp(0, 62)
+            hidden |= (node >= 0) & (node < 63) & ((ancestors & 1) == 0)
+        if self.first:
+            hidden |= node < row.clamp(max=self.first - self.context)
+        return hidden
+
+
+def attend_rows(q: Tensor, keys: list[Tensor], values: list[Tensor], sight: Sight, scale: float) -> Tensor:
     """Attention of one request's rows over its context.
 
-    q [m, Hq, Dk]; keys and values: the context in pieces [w, Hkv, Dk], [w, Hkv, Dv], sum(w) = W; hidden [m, W] bool:
-    what a row must not see. Returns [m, Hq, Dv] in q's dtype; softmax in float32."""
+    q [m, Hq, Dk]; keys and values: the context in pieces [w, Hkv, Dk], [w, Hkv, Dv], sum(w) = sight.width. Returns
+    [m, Hq, Dv] in q's dtype; softmax in float32."""
     k, v = torch.cat(keys), torch.cat(values)
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
     scores = torch.einsum("mhd,whd->hmw", q, k).to(torch.float32) * scale
-    probabilities = scores.masked_fill(hidden, float("-inf")).softmax(-1).to(q.dtype)
+    probabilities = scores.masked_fill(sight.hidden, float("-inf")).softmax(-1).to(q.dtype)
     return torch.einsum("hmw,whd->mhd", probabilities, v)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension."""
+    return F.rms_norm(x, weight.shape, weight, eps)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    """x [T, heads, dim] by cos and sin [T, 1, dim / 2]. Pairs are (0,1), (2,3), ... when `interleaved`, else
+    (i, i + dim/2); they come out as halves either way, for q and k alike."""
+    a, b = (x[..., 0::2], x[..., 1::2]) if interleaved else x.chunk(2, dim=-1)
+    # (a + ib) * (cos + i sin), in float32: bf16 angles would lose far positions.
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
+
+
+def rotate_and_norm(made: Tensor, cos: Tensor, sin: Tensor, weight: Tensor, eps: float) -> None:
+    """In place on made [T, heads, rank + rope]: rotates the last `rope` numbers of every head, interleaved pairs, and
+    normalises the first `rank` = len(weight) of the last head (the key's latent)."""
+    rank = len(weight)
+    made[..., rank:] = rotate(made[..., rank:], cos, sin, interleaved=True)
+    made[:, -1, :rank] = rms_norm(made[:, -1, :rank], weight, eps)
+
+
+def route(x: Tensor, weight: Tensor, bias: Tensor, top: int, normalise: bool, scaling: float) -> Tensor:
+    """x [T, hidden], weight [E, hidden], bias [E] to each expert's share [T, E] float32: sigmoid scores of the `top`
+    with the largest score + bias, made to sum to 1 when `normalise`, times `scaling`; 0 for the others."""
+    scores = F.linear(x.to(torch.float32), weight.to(torch.float32)).sigmoid()
+    chosen = (scores + bias).topk(top, dim=-1).indices
+    shares = torch.zeros_like(scores).scatter(1, chosen, scores.gather(1, chosen))
+    if normalise:
+        shares = shares / (shares.sum(dim=-1, keepdim=True) + 1e-20)
+    return shares * scaling
+
+
+def gated(gate_up: Tensor, shares: Tensor | None, width: int) -> Tensor:
+    """gate_up [T, 2 * n] to silu(first n) * last n [T, n]; its first E * width columns times shares [T, E], each for
+    `width` columns."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    inner = F.silu(gate) * up
+    return inner if shares is None else shared_out(inner, shares, width)
+
+
+def shared_out(inner: Tensor, shares: Tensor, width: int) -> Tensor:
+    """inner [T, n], its first E * width columns times shares [T, E], each for `width` columns."""
+    owned = shares.shape[1] * width
+    scaled = inner[:, :owned] * shares.repeat_interleave(width, dim=1).to(inner.dtype)
+    return torch.cat((scaled, inner[:, owned:]), dim=1)

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from paceline.kernels import rotate_and_norm
 from paceline.layers.basic import Linear, RMSNorm, pack_weight, packed_linear
 from paceline.layers.rope import Rope
 
@@ -122,10 +123,8 @@ class MLA(nn.Module):
         """`absorbed` in two products: one makes [latent, rotary] of each query head and of the key, one ends it all."""
         s = self.sizes
         made = packed_linear(x, w_in).view(-1, s.num_heads + 1, s.kv_lora_rank + s.rope)
-        made[..., s.kv_lora_rank :] = self.rope.rotate(made[..., s.kv_lora_rank :], cos, sin)
-        c = made[:, -1:, : s.kv_lora_rank]
-        c.copy_(self.kv_a_layernorm(c))
-        mixed = attend(layer, made[:, :-1], made[:, -1:], c, self.scale)
+        rotate_and_norm(made, cos, sin, self.kv_a_layernorm.weight, self.kv_a_layernorm.eps)
+        mixed = attend(layer, made[:, :-1], made[:, -1:], made[:, -1:, : s.kv_lora_rank], 1.0)
         return packed_linear(mixed.flatten(1), w_out)
 
     def pack(self) -> None:
@@ -133,17 +132,17 @@ class MLA(nn.Module):
         of few rows costs its call, not its size. Decided by the sizes alone, so that every pass takes the same way."""
         s = self.sizes
         fused_size = (s.num_heads + 1) * (s.kv_lora_rank + s.rope) * s.hidden_size
-        if s.q_lora_rank is None and fused_size <= FUSED_AT_MOST:
+        if s.q_lora_rank is None and self.rope.interleaved and fused_size <= FUSED_AT_MOST:
             w_in, w_out = (pack_weight(w) for w in self.fused_weights())
             self._fused = (w_in, w_out) if w_in is not None and w_out is not None else None
 
     def fused_weights(self) -> tuple[Tensor, Tensor]:
-        """in [(H + 1) * (rank + rope), hidden], out [hidden, H * rank], multiplied in float32."""
+        """in [(H + 1) * (rank + rope), hidden], with the scale in its queries; out [hidden, H * rank]. In float32."""
         s, dtype = self.sizes, self.o_proj.weight.dtype
         w_uk, w_uv = (w.to(torch.float32) for w in self.up_projections())
         queries = self.q_proj.weight.to(torch.float32).view(s.num_heads, s.nope + s.rope, -1)
         latent = w_uk.transpose(1, 2) @ queries[:, : s.nope]  # W_uk^T W_q of each head: [H, rank, hidden]
-        heads = torch.cat((latent, queries[:, s.nope :]), dim=1).flatten(0, 1)
+        heads = torch.cat((latent, queries[:, s.nope :]), dim=1).flatten(0, 1) * self.scale
         outputs = self.o_proj.weight.to(torch.float32).view(-1, s.num_heads, s.v).transpose(0, 1) @ w_uv
         w_in = torch.cat((heads, self.kv_a_proj_with_mqa.weight.to(torch.float32)))
         return w_in.to(dtype), outputs.transpose(0, 1).flatten(1).to(dtype)

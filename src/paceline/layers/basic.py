@@ -3,15 +3,14 @@ Parameters have no values until something loads or draws them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Elements below which torch does not divide an elementwise operation between threads (at::internal::GRAIN_SIZE).
-GRAIN = 32768
-LONG_SUM = 1024  # oneDNN sums a single bf16 row of more inputs in another order than two rows; measured above 1536
+from paceline.kernels import gated, rms_norm
+
+# oneDNN sums a single bf16 row of more inputs in another order than two rows; measured above 1536.
+LONG_SUM = 1024
 
 
 class Linear(nn.Module):
@@ -53,7 +52,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class GatedMLP(nn.Module):
@@ -66,29 +65,12 @@ class GatedMLP(nn.Module):
         self.down = Linear(intermediate_size, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down(silu_and_mul(self.gate_up(x)))
+        out: Tensor = self.down(gated(self.gate_up(x)))
         return out
 
     def weights(self) -> dict[str, Tensor]:
         gate, up = self.gate_up.weight.chunk(2)
         return {"gate_proj.weight": gate, "up_proj.weight": up, "down_proj.weight": self.down.weight}
-
-
-def silu_and_mul(gate_up: Tensor) -> Tensor:
-    """[..., 2 * n] to silu(first n) * last n."""
-    gate, up = gate_up.chunk(2, dim=-1)
-    return rowwise(F.silu, gate) * up
-
-
-def rowwise(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """An elementwise function of x [rows, n] such that a row has the same bits among any others.
-
-    On the CPU a large tensor is cut between threads anywhere, and what does not fill a vector at a cut goes through
-    scalar code, whose exp differs in the last bit. Pieces of whole rows below torch's grain size are not cut. Training,
-    which asks for no such thing, takes the plain way."""
-    if x.numel() <= GRAIN or x.device.type != "cpu" or torch.is_grad_enabled():
-        return function(x)
-    return torch.cat([function(part) for part in x.split(max(1, GRAIN // x.shape[-1]))])
 
 
 def pack_weight(weight: Tensor) -> Tensor | None:

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paceline.layers.basic import GatedMLP, pack_weight, packed_linear, prefixed, rowwise, silu_and_mul
+from paceline.kernels import gated, route, rowwise
+from paceline.layers.basic import GatedMLP, pack_weight, packed_linear, prefixed
 
 TOGETHER_AT_MOST = 1 << 20
 
@@ -60,6 +61,14 @@ class Router(nn.Module):
         padded = F.pad(x.to(torch.float32), (0, 0, 0, -rows % 32))
         return rowwise(torch.sigmoid, F.linear(padded, self.weight.to(torch.float32)))[:rows]
 
+    def shares(self, x: Tensor) -> Tensor:
+        """x [T, hidden] to every expert's weight [T, E] float32, 0 for those that were not chosen."""
+        s = self.sizes
+        if s.top_groups == s.num_groups:
+            return route(x, self.weight, self.e_score_correction_bias, s.top_k, s.normalise, s.scaling)
+        experts, weights = self(x)
+        return torch.zeros(len(x), s.num_experts, device=x.device).scatter_(1, experts, weights)
+
     def within_groups(self, choice: Tensor) -> Tensor:
         """Only the `top_groups` groups with the largest sum of their two best scores stay in play."""
         s = self.sizes
@@ -90,9 +99,9 @@ class MoE(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, hidden] to [T, hidden]."""
-        experts, weights = self.gate(x)
         if self._together is not None:
-            return self.together(x, experts, weights, *self._together)
+            return self.together(x, *self._together)
+        experts, weights = self.gate(x)
         if self.training:
             self.count(experts)
         routed = self.routed(x, experts, weights)
@@ -114,15 +123,12 @@ class MoE(nn.Module):
     def expert(self, e: int, x: Tensor) -> Tensor:
         if self._packed is not None:
             gate_up, down = self._packed[e]
-            return packed_linear(silu_and_mul(packed_linear(x, gate_up)), down)
-        return F.linear(silu_and_mul(F.linear(x, self.gate_up[e])), self.down[e])
+            return packed_linear(gated(packed_linear(x, gate_up)), down)
+        return F.linear(gated(F.linear(x, self.gate_up[e])), self.down[e])
 
-    def together(self, x: Tensor, experts: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    def together(self, x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
         """All experts and the shared ones as one wide gated MLP; an expert that was not chosen weighs exactly 0."""
-        s = self.sizes
-        inner = silu_and_mul(packed_linear(x, gate_up))
-        routed = inner[:, : s.num_experts * s.intermediate_size].view(-1, s.num_experts, s.intermediate_size)
-        routed *= torch.zeros_like(routed[..., 0]).scatter_(1, experts, weights.to(x.dtype))[:, :, None]
+        inner = gated(packed_linear(x, gate_up), self.gate.shares(x), self.sizes.intermediate_size)
         return packed_linear(inner, down)
 
     def pack(self) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from paceline.errors import UserError
+from paceline.kernels import rotate
 
 
 def rope_parameters(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,9 +62,7 @@ class Rope(nn.Module):
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """x [T, heads, dim] to the same shape, rotated.
         Interleaved pairs come out de-interleaved, for q and k alike."""
-        a, b = (x[..., 0::2], x[..., 1::2]) if self.interleaved else x.chunk(2, dim=-1)
-        # (a + ib) * (cos + i sin), in float32: bf16 angles would lose far positions.
-        return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
+        return rotate(x, cos, sin, self.interleaved)
 
 
 def inverse_frequencies(dim: int, parameters: Mapping[str, Any]) -> tuple[Tensor, float]:

@@ -1,0 +1,146 @@
+/* The small steps between the matrix products, for bf16 on the CPU. In torch each of them is several operations of one to
+ * three microseconds; a decode step of a small model is little else. Every function treats a row by itself, so a row has the
+ * same bits among any others. No state, no allocation, one thread. Compiled by native.py; reference.py says what each means.
+ */
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+typedef uint16_t bf16;
+
+static inline float up(bf16 x) {
+    uint32_t bits = (uint32_t)x << 16;
+    float y;
+    memcpy(&y, &bits, 4);
+    return y;
+}
+
+static inline bf16 down(float x) { /* to nearest, ties to even */
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return (bf16)((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
+}
+
+static inline float quick_exp(float x) { /* e^x to 2e-7 relative, for x <= 88; vectorises without a library */
+    x = x < -87 ? -87 : x;
+    float n = nearbyintf(x * 1.44269504f);
+    float f = (x - n * 0.693145752f) - n * 1.42860677e-6f; /* |f| <= ln 2 / 2 */
+    float p = 1.0f / 720;
+    p = p * f + 1.0f / 120;
+    p = p * f + 1.0f / 24;
+    p = p * f + 1.0f / 6;
+    p = p * f + 0.5f;
+    p = p * f + 1;
+    p = p * f + 1;
+    int32_t bits = ((int32_t)n + 127) << 23;
+    float power;
+    memcpy(&power, &bits, 4);
+    return p * power;
+}
+
+static float scale_of(const bf16 *x, long n, float eps) {
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (long i = 0; i < n; i++) sum += up(x[i]) * up(x[i]);
+    return 1 / sqrtf(sum / n + eps);
+}
+
+/* out[r] = x[r] / sqrt(mean(x[r]^2) + eps) * weight; rows lie `stride` apart in x and are dense in out. */
+void rms_norm(const bf16 *x, const bf16 *weight, bf16 *out, long rows, long n, long stride, float eps) {
+    for (long r = 0; r < rows; r++, x += stride, out += n) {
+        float scale = scale_of(x, n, eps);
+#pragma omp simd
+        for (long i = 0; i < n; i++) out[i] = down(up(x[i]) * scale * up(weight[i]));
+    }
+}
+
+/* In place on made [rows, heads, rank + rope]: rotates the last `rope` numbers of every head, interleaved pairs to halves,
+ * by cos and sin [rows, rope / 2]; and normalises the first `rank` of the last head, the key's latent. */
+void rotate_and_norm(bf16 *made, const float *cos, const float *sin, const bf16 *weight, long rows, long heads, long rank,
+                     long rope, float eps) {
+    long half = rope / 2;
+    float a[256], b[256];
+    for (long r = 0; r < rows; r++, cos += half, sin += half) {
+        for (long h = 0; h < heads; h++, made += rank + rope) {
+            bf16 *x = made + rank;
+            for (long i = 0; i < half; i++) a[i] = up(x[2 * i]), b[i] = up(x[2 * i + 1]);
+            for (long i = 0; i < half; i++) {
+                x[i] = down(a[i] * cos[i] - b[i] * sin[i]);
+                x[half + i] = down(b[i] * cos[i] + a[i] * sin[i]);
+            }
+        }
+        bf16 *latent = made - (rank + rope);
+        float scale = scale_of(latent, rank, eps);
+#pragma omp simd
+        for (long i = 0; i < rank; i++) latent[i] = down(up(latent[i]) * scale * up(weight[i]));
+    }
+}
+
+/* In place on scores [rows, heads, width]: softmax over the columns first .. context + row (a row below `first` sees
+ * itself), 0 elsewhere. */
+void causal_softmax(bf16 *scores, long rows, long heads, long width, long context, long first) {
+    for (long r = 0; r < rows; r++) {
+        long end = context + r + 1, begin = first < end ? first : end - 1;
+        for (long h = 0; h < heads; h++, scores += width) {
+            float most = -INFINITY, sum = 0;
+#pragma omp simd reduction(max : most)
+            for (long i = begin; i < end; i++) most = up(scores[i]) > most ? up(scores[i]) : most;
+#pragma omp simd reduction(+ : sum)
+            for (long i = begin; i < end; i++) sum += quick_exp(up(scores[i]) - most);
+            float share = 1 / sum;
+#pragma omp simd
+            for (long i = begin; i < end; i++) scores[i] = down(quick_exp(up(scores[i]) - most) * share);
+            memset(scores, 0, begin * sizeof(bf16));
+            memset(scores + end, 0, (width - end) * sizeof(bf16));
+        }
+    }
+}
+
+/* x [rows, hidden], weight [experts, hidden], bias [experts] to shares [rows, experts]: sigmoid scores of the `top` experts
+ * with the largest score + bias (the lowest of equals), made to sum to 1 when `normalise`, times `scaling`; 0 elsewhere. */
+void route(const bf16 *x, const bf16 *weight, const float *bias, float *shares, long rows, long experts, long hidden,
+           long top, int normalise, float scaling) {
+    for (long r = 0; r < rows; r++, x += hidden, shares += experts) {
+        float scores[256], choice[256], total = 0;
+        for (long e = 0; e < experts; e++) {
+            const bf16 *w = weight + e * hidden;
+            float sum = 0;
+#pragma omp simd reduction(+ : sum)
+            for (long i = 0; i < hidden; i++) sum += up(x[i]) * up(w[i]);
+            scores[e] = 1 / (1 + quick_exp(-sum < 88 ? -sum : 88));
+            choice[e] = scores[e] + bias[e];
+            shares[e] = 0;
+        }
+        for (long k = 0; k < top; k++) {
+            long best = 0;
+            for (long e = 1; e < experts; e++)
+                if (choice[e] > choice[best]) best = e;
+            choice[best] = -INFINITY;
+            shares[best] = scores[best];
+            total += scores[best];
+        }
+        float factor = normalise ? scaling / (total + 1e-20f) : scaling;
+        for (long e = 0; e < experts; e++) shares[e] *= factor;
+    }
+}
+
+/* gate_up [rows, 2 * n] to out [rows, n] = silu(first n) * last n, times shares[row, i / width] for the first
+ * experts * width columns. */
+void gated(const bf16 *gate_up, const float *shares, bf16 *out, long rows, long n, long experts, long width) {
+    for (long r = 0; r < rows; r++, gate_up += 2 * n, out += n, shares += experts) {
+        const bf16 *gate = gate_up, *value = gate_up + n;
+        for (long e = 0; e <= experts; e++) { /* the last round: what no expert owns */
+            long begin = e * width, end = e < experts ? begin + width : n;
+            float share = e < experts ? shares[e] : 1;
+            if (share == 0) {
+                memset(out + begin, 0, (end - begin) * sizeof(bf16));
+                continue;
+            }
+#pragma omp simd
+            for (long i = begin; i < end; i++) {
+                float g = up(gate[i]);
+                out[i] = down(g / (1 + quick_exp(-g < 88 ? -g : 88)) * up(value[i]) * share);
+            }
+        }
+    }
+}

@@ -1,0 +1,123 @@
+"""Compiles `native.c` with the machine's own C compiler, once, and calls it. Where there is no compiler, `library()` is
+None and plain torch does the same work, slower; nothing else changes, for one process always takes one way."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+SOURCE = Path(__file__).with_name("native.c")
+FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-shared", "-fPIC")
+MAX_HALF_ROPE, MAX_EXPERTS = 256, 256  # sizes of the arrays in native.c
+OFF = "PACELINE_NO_NATIVE"  # environment variable: any value keeps to plain torch
+_LONG, _POINTER, _FLOAT = ctypes.c_long, ctypes.c_void_p, ctypes.c_float
+_SIGNATURES = {
+    "rms_norm": [_POINTER] * 3 + [_LONG] * 3 + [_FLOAT],
+    "rotate_and_norm": [_POINTER] * 4 + [_LONG] * 4 + [_FLOAT],
+    "causal_softmax": [_POINTER] + [_LONG] * 5,
+    "route": [_POINTER] * 4 + [_LONG] * 4 + [ctypes.c_int, _FLOAT],
+    "gated": [_POINTER] * 3 + [_LONG] * 4,
+}
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The compiled functions, or None where they cannot be had. The file is kept in the user's cache directory, under a
+    name made of the source, the flags, the compiler and the processor."""
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None or OFF in os.environ or platform.system() != "Linux":
+        return None
+    try:
+        loaded = ctypes.CDLL(str(_compiled(compiler)))
+    except (OSError, subprocess.SubprocessError):
+        return None
+    for name, arguments in _SIGNATURES.items():
+        function = getattr(loaded, name)
+        function.argtypes, function.restype = arguments, None
+    return loaded
+
+
+def _compiled(compiler: str) -> Path:
+    version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=20).stdout
+    about = b"\0".join((SOURCE.read_bytes(), " ".join(FLAGS).encode(), version, _processor()))
+    cache_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    target = cache_home / "paceline" / f"native-{hashlib.sha256(about).hexdigest()[:32]}.so"
+    if target.is_file():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as work:
+        made = Path(work) / "native.so"
+        command = [compiler, *FLAGS, "-o", str(made), str(SOURCE), "-lm"]
+        subprocess.run(command, capture_output=True, check=True, timeout=120)
+        made.replace(target)  # two processes may compile at once; each puts a whole file there
+    return target
+
+
+def _processor() -> bytes:
+    """What -march=native depends on: a home directory may be shared between machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_bytes().splitlines()
+    except OSError:
+        lines = []
+    return b"\n".join(sorted({line for line in lines if line.startswith((b"flags", b"Features", b"model name"))}))
+
+
+def serves(*tensors: Tensor) -> bool:
+    """Whether these tensors are for the compiled functions: bf16 on the CPU, nothing to differentiate."""
+    if library() is None or torch.is_grad_enabled():
+        return False
+    return all(x.dtype == torch.bfloat16 and x.is_cpu for x in tensors)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """As `reference.rms_norm`; x [rows, n] dense in its last dimension."""
+    rows, n = x.shape
+    out = torch.empty(rows, n, dtype=x.dtype)
+    _call("rms_norm", x.data_ptr(), weight.data_ptr(), out.data_ptr(), rows, n, x.stride(0), eps)
+    return out
+
+
+def rotate_and_norm(made: Tensor, cos: Tensor, sin: Tensor, weight: Tensor, eps: float) -> None:
+    """As `reference.rotate_and_norm`."""
+    rows, heads, width = made.shape
+    rank = len(weight)
+    pointers = (made.data_ptr(), cos.data_ptr(), sin.data_ptr(), weight.data_ptr())
+    _call("rotate_and_norm", *pointers, rows, heads, rank, width - rank, eps)
+
+
+def causal_softmax(scores: Tensor, context: int, first: int) -> None:
+    """As `reference.causal_softmax`; scores [rows, heads, width] contiguous."""
+    _call("causal_softmax", scores.data_ptr(), *scores.shape, context, first)
+
+
+def route(x: Tensor, weight: Tensor, bias: Tensor, top: int, normalise: bool, scaling: float) -> Tensor:
+    """As `reference.route`."""
+    shares = torch.empty(len(x), len(weight), dtype=torch.float32)
+    pointers = (x.data_ptr(), weight.data_ptr(), bias.data_ptr(), shares.data_ptr())
+    _call("route", *pointers, len(x), *weight.shape, top, normalise, scaling)
+    return shares
+
+
+def gated(gate_up: Tensor, shares: Tensor | None, width: int) -> Tensor:
+    """As `reference.gated`; gate_up contiguous."""
+    rows, n = gate_up.shape[0], gate_up.shape[1] // 2
+    out = torch.empty(rows, n, dtype=gate_up.dtype)
+    owners, experts = (None, 0) if shares is None else (shares.data_ptr(), shares.shape[1])
+    _call("gated", gate_up.data_ptr(), owners, out.data_ptr(), rows, n, experts, width)
+    return out
+
+
+def _call(name: str, *arguments: object) -> None:
+    found = library()
+    assert found is not None
+    getattr(found, name)(*arguments)

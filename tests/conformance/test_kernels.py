@@ -1,0 +1,103 @@
+"""Every kernel equals the reference, and says of a row what it says of it alone, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from paceline.kernels import cpu, native, reference
+
+BF16 = torch.bfloat16
+ROWS = 37
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(BF16)
+
+
+def norm(kernels: object, rows: slice) -> Tensor:
+    return kernels.rms_norm(draw(ROWS, 100)[rows], draw(100, seed=1), 1e-6)  # type: ignore[attr-defined,no-any-return]
+
+
+def strided_norm(kernels: object, rows: slice) -> Tensor:
+    return kernels.rms_norm(draw(ROWS, 3, 64)[rows, -1, :48], draw(48, seed=1), 1e-6)  # type: ignore[attr-defined,no-any-return]
+
+
+def rotated(kernels: object, rows: slice) -> Tensor:
+    made, angles = draw(ROWS, 5, 96 + 16)[rows].contiguous(), draw(ROWS, 1, 8, seed=2).float()[rows]
+    kernels.rotate_and_norm(made, angles.cos(), angles.sin(), draw(96, seed=1), 1e-6)  # type: ignore[attr-defined]
+    return made
+
+
+def routed(kernels: object, rows: slice) -> Tensor:
+    x, bias = draw(ROWS, 100)[rows].contiguous(), draw(11, seed=3).float()
+    return kernels.route(x, draw(11, 100, seed=1), bias, 3, True, 1.5)  # type: ignore[attr-defined,no-any-return]
+
+
+def unnormalised(kernels: object, rows: slice) -> Tensor:
+    x = draw(ROWS, 100)[rows].contiguous()
+    return kernels.route(x, draw(4, 100, seed=1), torch.zeros(4), 1, False, 1.0)  # type: ignore[attr-defined,no-any-return]
+
+
+def gated(kernels: object, rows: slice) -> Tensor:
+    return kernels.gated(5 * draw(ROWS, 2 * 70)[rows].contiguous(), None, 0)  # type: ignore[attr-defined,no-any-return]
+
+
+def gated_by_experts(kernels: object, rows: slice) -> Tensor:
+    shares = draw(ROWS, 3, seed=4).float().relu()[rows].contiguous()
+    return kernels.gated(draw(ROWS, 2 * 70)[rows].contiguous(), shares, 20)  # type: ignore[attr-defined,no-any-return]
+
+
+CASES: list[Callable[[object, slice], Tensor]] = [
+    norm, strided_norm, rotated, routed, unnormalised, gated, gated_by_experts,
+]  # fmt: skip
+compiled = pytest.mark.skipif(native.library() is None, reason="this machine has no C compiler, or is not Linux")
+
+
+@pytest.mark.parametrize("way", [pytest.param("compiled", marks=compiled), "plain torch"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+@torch.inference_mode()
+def test_a_kernel_equals_the_reference_and_a_row_is_its_own(
+    case: Callable[[object, slice], Tensor], way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if way == "plain torch":
+        monkeypatch.setattr(native, "library", lambda: None)
+    whole = case(cpu, slice(None))
+    torch.testing.assert_close(whole.float(), case(reference, slice(None)).float(), rtol=2e-2, atol=2e-2)
+    for start, end in ((0, 1), (5, 6), (3, 7), (0, 16), (20, ROWS)):
+        assert torch.equal(case(cpu, slice(start, end)), whole[start:end])
+
+
+@compiled
+@pytest.mark.parametrize(("context", "first"), [(0, 0), (30, 0), (0, 3), (5, 9), (30, 2)])
+def test_softmax_equals_the_reference(context: int, first: int) -> None:
+    rows, width = 6, 64
+    scores = 4 * draw(rows, 2, width)
+    sight = reference.Sight(rows, width, context, first, scores.device)
+    expected = scores.float().masked_fill(sight.hidden[:, None], float("-inf")).softmax(-1)
+    found = scores.clone()
+    native.causal_softmax(found, context, first)
+    torch.testing.assert_close(found.float(), expected, rtol=1e-2, atol=1e-3)
+    assert (found[sight.hidden[:, None].expand_as(found)] == 0).all()
+    longer = torch.cat((scores[2:3], draw(1, 2, width, seed=9)), dim=-1)
+    native.causal_softmax(longer, context + 2, first)
+    assert torch.equal(longer[0, :, :width], found[2])
+
+
+@compiled
+def test_it_is_compiled_once_and_a_broken_compiler_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    fresh = native.library.__wrapped__
+    assert fresh() is not None and fresh() is not None
+    assert len(list((tmp_path / "paceline").iterdir())) == 1
+    false = tmp_path / "cc"
+    false.write_text("#!/bin/sh\nexit 1\n")
+    false.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert fresh() is None
+    monkeypatch.setenv(native.OFF, "1")
+    assert fresh() is None

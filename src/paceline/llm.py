@@ -120,7 +120,8 @@ class LLM:
 
         Whoever stops listening, or an error on the way, aborts those that have not. The engine's steps bring news of
         all its requests, so two runs at a time would take each other's."""
-        if self.engine.has_unfinished:
+        busy = self.engine.has_unfinished
+        if busy:
             raise UserError("This LLM is still streaming: read that to its end or close it, or use `with_options()`.")
         try:
             for prompt, each in zip(prompts, params, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,42 @@ def test_softmax_equals_the_reference(context: int, first: int) -> None:
     longer = torch.cat((scores[2:3], draw(1, 2, width, seed=9)), dim=-1)
     native.causal_softmax(longer, context + 2, first)
     assert torch.equal(longer[0, :, :width], found[2])
+
+
+@compiled
+@pytest.mark.parametrize("first", [0, 2, 9])
+def test_attention_over_latents_equals_the_reference_and_a_row_is_its_own(first: int) -> None:
+    """Three requests in one call, scattered blocks; then each request's rows in other cuts."""
+    heads, k_dim, v_dim, size = 8, 96, 64, 4
+    contexts, counts = [0, 5, 37], [6, 1, 11]
+    needs = [-(-(context + count) // size) for context, count in zip(contexts, counts, strict=True)]
+    blocks = torch.randperm(sum(needs), generator=torch.Generator().manual_seed(1)).tolist()
+    tables = [[blocks.pop() for _ in range(need)] for need in needs]
+    keys, q = draw(sum(needs) * size, 1, k_dim), 0.5 * draw(sum(counts), heads + 1, k_dim, seed=2)[:, :heads]
+
+    def attend(pieces: list[tuple[int, int, int]]) -> Tensor:
+        """pieces: request, its first row here, the row after its last."""
+        begins = [sum(counts[:r]) for r in range(3)]
+        rows = torch.cat([q[begins[r] + start : begins[r] + end] for r, start, end in pieces])
+        starts = [0, *accumulate(end - start for _, start, end in pieces)]
+        where = native.Tables.of(
+            starts, [contexts[r] + start for r, start, _ in pieces], [tables[r] for r, *_ in pieces]
+        )
+        padded = torch.cat((rows, rows[:, :1]), dim=1)[:, :heads]  # rows apart by more than their heads
+        return native.attend_latent(padded, keys, where, v_dim, size, first, 0.3)
+
+    whole = attend([(r, 0, count) for r, count in enumerate(counts)]).split(counts)
+    for r, (context, count, table) in enumerate(zip(contexts, counts, tables, strict=True)):
+        slots = torch.tensor([table[p // size] * size + p % size for p in range(context + count)])
+        sight = reference.Sight(count, context + count, context, first, q.device)
+        begin = sum(counts[:r])
+        expected = reference.attend_rows(
+            q[begin : begin + count].float(), [keys[slots].float()], [keys[slots, :, :v_dim].float()], sight, 0.3
+        )
+        torch.testing.assert_close(whole[r].float(), expected, rtol=2e-2, atol=1e-2)
+        for cut in (1, 3, 4, 7):
+            pieces = [(r, start, min(start + cut, count)) for start in range(0, count, cut)]
+            assert torch.equal(torch.cat([attend([piece]) for piece in pieces]), whole[r])
 
 
 @compiled

@@ -7,6 +7,7 @@ only a scattered one is gathered. The allocator prefers neighbours, so that copi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from paceline.batch import ForwardBatch
 from paceline.cache.pool import SPARE_SLOTS, Pool
-from paceline.kernels import PIECE, Sight, attend_rows
+from paceline.kernels import PIECE, Sight, attend_rows, native
 
 
 @dataclass(frozen=True)
@@ -33,17 +34,27 @@ class PagedAttend:
     absorbed = True
 
     def __init__(self, pool: Pool, batch: ForwardBatch) -> None:
-        self.pool, self.slots = pool, batch.slots
-        self.reaches = [reach_of(batch, r, pool.block_size) for r in range(len(batch.context))]
+        self.pool, self.batch = pool, batch
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        self.pool.write(layer, self.slots, k, v)
-        keys, values = self.pool.k[layer], self.pool.v[layer]
+        pool, batch = self.pool, self.batch
+        pool.write(layer, batch.slots, k, v)
+        keys, values = pool.k[layer], pool.v[layer]
+        if pool.spec.latent and batch.tree is None and native.attends_latent(q, pool.spec.v_dim):
+            return native.attend_latent(q, keys, self.tables, pool.spec.v_dim, pool.block_size, batch.first, scale)
         outs = [
             attend_rows(q[r.start : r.end], [keys[p] for p in r.pieces], [values[p] for p in r.pieces], r.sight, scale)
             for r in self.reaches
         ]
         return outs[0] if len(outs) == 1 else torch.cat(outs)
+
+    @cached_property
+    def tables(self) -> native.Tables:
+        return native.Tables.of(self.batch.starts, self.batch.context, self.batch.blocks)
+
+    @cached_property
+    def reaches(self) -> list[Reach]:
+        return [reach_of(self.batch, r, self.pool.block_size) for r in range(len(self.batch.context))]
 
 
 def reach_of(batch: ForwardBatch, r: int, block_size: int) -> Reach:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from paceline.kernels import native
 from paceline.kernels.cpu import PIECE, attend_rows, gated, rms_norm, rotate_and_norm, route, rowwise
 from paceline.kernels.reference import Sight, rotate
 
@@ -19,6 +20,7 @@ __all__ = [
     "Sight",
     "attend_rows",
     "gated",
+    "native",
     "rms_norm",
     "rotate",
     "rotate_and_norm",

@@ -40,8 +40,9 @@ def attend_rows(q: Tensor, keys: list[Tensor], values: list[Tensor], sight: Sigh
 
 
 def softmax(scores: Tensor, sight: Sight) -> Tensor:
-    """scores [m, Hkv, G, W], which may be overwritten, to probabilities of what each row sees. Which way is taken must not
-    depend on the row count: of one row any layout is contiguous."""
+    """scores [m, Hkv, G, W], which may be overwritten, to probabilities of what each row sees.
+
+    Which way is taken must not depend on the row count: of one row any layout is contiguous."""
     if sight.tree is None and native.serves(scores):
         scores = scores.contiguous()
         native.causal_softmax(scores.flatten(1, 2), sight.context, sight.first)
@@ -51,8 +52,9 @@ def softmax(scores: Tensor, sight: Sight) -> Tensor:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """As `reference.rms_norm`."""
-    serves = x.dim() == 2 and native.serves(x, weight)
-    return (native if serves else reference).rms_norm(x, weight, eps)
+    if x.dim() == 2 and native.serves(x, weight):
+        return native.rms_norm(x, weight, eps)
+    return reference.rms_norm(x, weight, eps)
 
 
 def rotate_and_norm(made: Tensor, cos: Tensor, sin: Tensor, weight: Tensor, eps: float) -> None:

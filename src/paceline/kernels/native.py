@@ -10,7 +10,9 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate, chain
 from pathlib import Path
 
 import torch
@@ -19,6 +21,7 @@ from torch import Tensor
 SOURCE = Path(__file__).with_name("native.c")
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-shared", "-fPIC")
 MAX_HALF_ROPE, MAX_EXPERTS = 256, 256  # sizes of the arrays in native.c
+MOST_HEADS = 16
 OFF = "PACELINE_NO_NATIVE"  # environment variable: any value keeps to plain torch
 _LONG, _POINTER, _FLOAT = ctypes.c_long, ctypes.c_void_p, ctypes.c_float
 _SIGNATURES = {
@@ -27,6 +30,7 @@ _SIGNATURES = {
     "causal_softmax": [_POINTER] + [_LONG] * 5,
     "route": [_POINTER] * 4 + [_LONG] * 4 + [ctypes.c_int, _FLOAT],
     "gated": [_POINTER] * 3 + [_LONG] * 4,
+    "attend_latent": [_POINTER] * 9 + [_LONG] * 7 + [_FLOAT],
 }
 
 
@@ -115,6 +119,49 @@ def gated(gate_up: Tensor, shares: Tensor | None, width: int) -> Tensor:
     owners, experts = (None, 0) if shares is None else (shares.data_ptr(), shares.shape[1])
     _call("gated", gate_up.data_ptr(), owners, out.data_ptr(), rows, n, experts, width)
     return out
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Where each request's rows and blocks are, for `attend_latent`: the same for all layers of a pass."""
+
+    numbers: Tensor
+    starts: list[int]
+    context: list[int]
+    longest: int
+
+    @staticmethod
+    def of(starts: list[int], context: list[int], blocks: list[list[int]]) -> Tables:
+        """starts R+1, context R and blocks R as in a ForwardBatch."""
+        offsets = [0, *accumulate(map(len, blocks))]
+        numbers = torch.tensor([*starts, *context, *offsets[:-1], *chain.from_iterable(blocks)], dtype=torch.int64)
+        longest = max(c + end - start for c, start, end in zip(context, starts, starts[1:], strict=False))
+        return Tables(numbers, starts, context, longest)
+
+
+def attend_latent(
+    q: Tensor, keys: Tensor, tables: Tables, v_dim: int, block_size: int, first: int, scale: float
+) -> Tensor:
+    """Attention of all requests over latents: q [T, H, k_dim], keys [slots, 1, k_dim], of which the first v_dim numbers
+    are the value too; returns [T, H, v_dim]. Row by row what `reference.attend_rows` says for a chain."""
+    requests, (rows, heads, k_dim) = len(tables.context), q.shape
+    out = torch.empty(rows, heads, v_dim, dtype=q.dtype)
+    scratch = torch.empty(16 * (k_dim + tables.longest + 1) + 2 * tables.longest, dtype=torch.float32)
+    numbers, latents = tables.numbers.data_ptr(), scratch.data_ptr()
+    pointers = (
+        *(q.data_ptr(), keys.data_ptr(), out.data_ptr()),
+        *(numbers + 8 * offset for offset in (0, requests + 1, 2 * requests + 1, 3 * requests + 1)),
+        *(latents, latents + 8 * tables.longest),
+    )
+    _call("attend_latent", *pointers, requests, heads, q.stride(0), k_dim, v_dim, block_size, first, scale)
+    return out
+
+
+def attends_latent(q: Tensor, v_dim: int) -> bool:
+    """Whether `attend_latent` is for these queries [T, H, k_dim]: few heads (it has one thread), even dimensions."""
+    heads, k_dim = q.shape[1:]
+    even = heads % 4 == 0 and k_dim % 32 == 0 and v_dim % 64 == 0
+    return even and heads <= MOST_HEADS and q.stride(1) == k_dim and serves(q)
 
 
 def _call(name: str, *arguments: object) -> None:

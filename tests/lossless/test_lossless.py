@@ -12,6 +12,7 @@ import pytest
 from paceline.assets import heldout_prompts
 from paceline.bench.lossless import CIRCUMSTANCES, FULL, QUICK, Arm, differences, matrix, verify_lossless
 from paceline.drafters import drafter_names
+from paceline.kernels import native
 from paceline.llm import LLM
 from paceline.request import SamplingParams
 
@@ -28,8 +29,11 @@ def llm(tiny_model: Path) -> LLM:
 
 
 @pytest.mark.slow
-def test_every_arm_gives_the_same_tokens(llm: LLM) -> None:
+@pytest.mark.parametrize("way", ["as it runs here", "plain torch"])
+def test_every_arm_gives_the_same_tokens(llm: LLM, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the circumstances came about: drafts were accepted, prefixes were hit, requests were preempted."""
+    if way == "plain torch":
+        monkeypatch.setattr(native, "library", lambda: None)
     report = verify_lossless(llm, PROMPTS * 2, matrix(replace(QUICK, max_tokens=40, lengths=(1, 3, 5))))
     assert report.differences == []
     assert report.accepted > 0 and report.prefix_hit_tokens > 0 and report.preemptions > 0

@@ -97,7 +97,7 @@ class EngineConfig:
     Raises `UserError` for a value that makes no sense."""
 
     drafter: str = "mtp"
-    num_speculative_tokens: int = 3
+    num_speculative_tokens: int = 4
     mtp_modules: int | None = None
     ngram_min: int = 2
     ngram_max: int = 4

@@ -30,7 +30,7 @@ class LLM:
     model: None (the bundled one), a directory or a Hugging Face id. drafter: "mtp", "ngram" or "none". Further keywords
     are those of `EngineConfig`. Raises `UserError` for whatever of this cannot be had.
 
-    Example: `LLM(drafter="mtp", num_speculative_tokens=3).generate("Once upon a time")[0].outputs[0].text`.
+    Example: `LLM(drafter="mtp", num_speculative_tokens=4).generate("Once upon a time")[0].outputs[0].text`.
     """
 
     def __init__(

@@ -42,7 +42,7 @@ NumSpeculativeTokens = Annotated[
         "--num-speculative-tokens",
         "-k",
         help="Most tokens guessed at a time, 0 to 16.",
-        show_default="3",
+        show_default="4",
         rich_help_panel=ENGINE,
     ),
 ]

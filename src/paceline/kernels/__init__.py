@@ -9,7 +9,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from paceline.kernels import native
-from paceline.kernels.cpu import PIECE, attend_rows, gated, rms_norm, rotate_and_norm, route, rowwise
+from paceline.kernels.cpu import PIECE, attend_rows, gated, rms_norm, rotate_and_norm, route, router_scores, rowwise
 from paceline.kernels.reference import Sight, rotate
 
 AttendRows = Callable[[Tensor, list[Tensor], list[Tensor], Sight, float], Tensor]
@@ -25,5 +25,6 @@ __all__ = [
     "rotate",
     "rotate_and_norm",
     "route",
+    "router_scores",
     "rowwise",
 ]

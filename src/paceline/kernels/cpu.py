@@ -67,10 +67,16 @@ def route(x: Tensor, weight: Tensor, bias: Tensor, top: int, normalise: bool, sc
     """As `reference.route`."""
     if native.serves(x, weight) and len(weight) <= native.MAX_EXPERTS:
         return native.route(x.contiguous(), weight, bias, top, normalise, scaling)
-    # A product of few float32 rows depends on their count, a sigmoid at the end of a tensor goes through scalar code.
-    padded = F.pad(x, (0, 0, 0, -len(x) % 32))
-    parts = padded.split(max(1, GRAIN // len(weight) // 32) * 32)
-    return torch.cat([reference.route(p, weight, bias, top, normalise, scaling) for p in parts])[: len(x)]
+    return reference.shares_of(router_scores(x, weight), bias, top, normalise, scaling)
+
+
+def router_scores(x: Tensor, weight: Tensor) -> Tensor:
+    """sigmoid(x W^T) in float32, [T, hidden] by [E, hidden] to [T, E].
+
+    A float32 product depends on the row count below 8 rows on the CPU, and a sigmoid at the end of a tensor goes
+    through scalar code; padding to 32 rows makes a row's scores its own."""
+    padded = F.pad(x.to(torch.float32), (0, 0, 0, -len(x) % 32))
+    return rowwise(torch.sigmoid, F.linear(padded, weight.to(torch.float32)))[: len(x)]
 
 
 def gated(gate_up: Tensor, shares: Tensor | None = None, width: int = 0) -> Tensor:

@@ -78,6 +78,11 @@ def route(x: Tensor, weight: Tensor, bias: Tensor, top: int, normalise: bool, sc
     """x [T, hidden], weight [E, hidden], bias [E] to each expert's share [T, E] float32: sigmoid scores of the `top`
     with the largest score + bias, made to sum to 1 when `normalise`, times `scaling`; 0 for the others."""
     scores = F.linear(x.to(torch.float32), weight.to(torch.float32)).sigmoid()
+    return shares_of(scores, bias, top, normalise, scaling)
+
+
+def shares_of(scores: Tensor, bias: Tensor, top: int, normalise: bool, scaling: float) -> Tensor:
+    """The second half of `route`, from sigmoid scores [T, E]."""
     chosen = (scores + bias).topk(top, dim=-1).indices
     shares = torch.zeros_like(scores).scatter(1, chosen, scores.gather(1, chosen))
     if normalise:

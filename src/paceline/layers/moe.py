@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paceline.kernels import gated, route, rowwise
+from paceline.kernels import gated, route, router_scores
 from paceline.layers.basic import GatedMLP, pack_weight, packed_linear, prefixed
 
 TOGETHER_AT_MOST = 1 << 20
@@ -44,7 +44,7 @@ class Router(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x [T, hidden] to experts [T, top_k] int64 and their weights [T, top_k] float32."""
         s = self.sizes
-        scores = self.scores(x)
+        scores = router_scores(x, self.weight)
         choice = scores + self.e_score_correction_bias
         if s.top_groups < s.num_groups:
             choice = self.within_groups(choice)
@@ -53,13 +53,6 @@ class Router(nn.Module):
         if s.normalise:
             weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)
         return experts, weights * s.scaling
-
-    def scores(self, x: Tensor) -> Tensor:
-        # float32 products depend on the row count below 8 rows on the CPU, and a sigmoid at the end of a tensor goes
-        # through scalar code; padding to 32 rows makes a row's scores its own.
-        rows = x.shape[0]
-        padded = F.pad(x.to(torch.float32), (0, 0, 0, -rows % 32))
-        return rowwise(torch.sigmoid, F.linear(padded, self.weight.to(torch.float32)))[:rows]
 
     def shares(self, x: Tensor) -> Tensor:
         """x [T, hidden] to every expert's weight [T, E] float32, 0 for those that were not chosen."""

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 from train_tools import SETTINGS, train, words, write_inputs
 
@@ -170,3 +171,22 @@ def test_a_signal_saves_the_run_and_ends_it(inputs: Path, tmp_path: Path, number
     done = json.loads((out / "state" / "state.json").read_text())["steps"]
     assert 1 <= done < 100_000
     assert train(inputs, out, steps=done + 1, resume=True) == 0
+
+
+def test_a_run_may_begin_with_another_ones_weights(inputs: Path, finished: Path, tmp_path: Path) -> None:
+    """With a rate of almost 0 what comes out is what was named, MTP modules and router biases included."""
+    out = tmp_path / "second"
+    flags = {"init_from": finished / "model", "steps": 1, "lr": 1e-12, "balance_rate": 0, "seed": 5}
+    assert train(inputs, out, tokenizer=finished / "tokenizer", vocab_size=None, **flags) == 0
+    first, second = (load_file(run / "model" / "model.safetensors") for run in (finished, out))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_weights_of_another_shape_are_refused(
+    inputs: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(tiny_config(num_hidden_layers=3, eos_token_id=[0, 4])))
+    out = tmp_path / "second"
+    assert train(inputs, out, config=tmp_path / "config.json", init_from=finished / "model") == 2
+    assert "--init-from needs a checkpoint" in capsys.readouterr().err and not out.exists()

@@ -48,6 +48,10 @@ def train(
     repeat: Annotated[
         list[str] | None, typer.Option(help="How often a file counts, as NAME=TIMES. Repeatable.", rich_help_panel=DATA)
     ] = None,
+    init_from: Annotated[
+        Path | None,
+        typer.Option(help="Begin with the weights of this checkpoint instead of random ones.", rich_help_panel=DATA),
+    ] = None,
     resume: Annotated[
         bool,
         typer.Option(

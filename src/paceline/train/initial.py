@@ -1,10 +1,14 @@
-"""A model with random weights, ready to train."""
+"""A model with random weights, or with those of a checkpoint, ready to train."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import torch
 from torch import nn
 
+from paceline.checkpoint.load import load_weights
+from paceline.checkpoint.reader import Checkpoint
 from paceline.config import ModelConfig
 from paceline.models import build_model, build_mtp
 from paceline.train.loss import Trainee
@@ -35,3 +39,13 @@ def draw_weights(model: nn.Module, num_layers: int, seed: int) -> None:
             param.normal_(0.0, deviation, generator=generator)
         elif "bias" in name:
             param.zero_()
+
+
+def fill(model: Trainee, directory: Path) -> None:
+    """Gives the model the weights of a checkpoint of the same shape, its MTP modules among them.
+
+    Raises UserError that names the first tensor missing, left over or misshapen."""
+    depths = model.mtp.weights() if model.mtp is not None else {}
+    repeated = model.mtp.shared_weights() if model.mtp is not None else {}
+    mend = "--init-from needs a checkpoint of the shape that --config describes"
+    load_weights(model.target.weights() | depths, Checkpoint(directory), ignored=repeated.__contains__, mend=mend)

@@ -28,7 +28,8 @@ from paceline.train.trainer import Trainer
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
     """Paths and data of a run. Either `tokenizer`, a directory, or `vocab_size`, to train one. repeat: how often each
-    source counts (a source is a file's name without its ending)."""
+    source counts (a source is a file's name without its ending). init_from: the checkpoint whose weights the run
+    begins with, random ones otherwise; `resume` then goes on from the run's own."""
 
     config: Path
     data: list[Path]
@@ -37,6 +38,7 @@ class Inputs:
     tokenizer: Path | None = None
     vocab_size: int | None = None
     repeat: Mapping[str, float] = field(default_factory=dict)
+    init_from: Path | None = None
     resume: bool = False
 
 
@@ -54,7 +56,8 @@ def prepare(inputs: Inputs, settings: TrainConfig, device: torch.device) -> tupl
         answers_only = settings.loss_on == "answers"
         data = pack(corpus, settings.seq_len, settings.seed, answers_only=answers_only, repeat=inputs.repeat)
         held_out = read_held_out(held_out_files, tokenizer, inputs.out, settings.seq_len)
-        return Trainer(settings, config, data, device), Run(inputs.out, tokenizer, config, held_out)
+        trainer = Trainer(settings, config, data, device, inputs.init_from)
+        return trainer, Run(inputs.out, tokenizer, config, held_out)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from torch import Tensor
 from paceline.config import ModelConfig, dtype_from_name
 from paceline.errors import UserError
 from paceline.train.evaluate import Evaluation, evaluate
-from paceline.train.initial import new_trainee
+from paceline.train.initial import fill, new_trainee
 from paceline.train.loss import goals, losses
 from paceline.train.optim import Optimizer
 from paceline.train.packing import PADDING, Packed
@@ -40,9 +40,18 @@ class StepReport:
 class Trainer:
     """`step_count` steps are done; `elapsed` seconds were spent in this run and the ones it resumes."""
 
-    def __init__(self, config: TrainConfig, model_config: ModelConfig, data: Packed, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        model_config: ModelConfig,
+        data: Packed,
+        device: torch.device,
+        init_from: Path | None = None,
+    ) -> None:
         self.config, self.data, self.device = config, data, device
         self.model = new_trainee(model_config, config.seed, dtype_from_name(config.dtype), device)
+        if init_from is not None:
+            fill(self.model, init_from)
         self.optimizer = Optimizer(self.model, config.optim)
         self.schedule = Schedule(config.schedule, config.lr, config.warmup_steps, config.decay, config.final_lr_ratio)
         self.rows = config.batch_tokens // config.seq_len

@@ -17,6 +17,7 @@ from paceline.checkpoint.load import load_weights
 from paceline.checkpoint.reader import INDEX, SINGLE, Checkpoint
 from paceline.checkpoint.writer import write_checkpoint
 from paceline.errors import UserError
+from paceline.models.mtp import MTPNames
 
 TENSORS = {"a.weight": torch.arange(12.0).view(3, 4), "b.weight": torch.ones(5), "c.weight": torch.zeros(2, 2)}
 dtypes = st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.float8_e4m3fn])
@@ -259,3 +260,10 @@ def test_only_a_checkpoint_is_overwritten(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no directory"):
         write_checkpoint(tmp_path / "letters" / "love.txt", TENSORS, {}, overwrite=True)
     assert (tmp_path / "letters" / "love.txt").read_text() == "dear"
+
+
+@pytest.mark.parametrize("names", [MTPNames(), MTPNames("model.mtp_layers.{depth}.", {"enorm": "token_layernorm"})])
+@pytest.mark.parametrize("part", ["enorm.weight", "self_attn.o_proj.weight", "enormous.weight"])
+def test_a_modules_name_is_found_again(names: MTPNames, part: str) -> None:
+    assert [names.find(names.name(d, part, 61), 61) for d in range(3)] == [(d, part) for d in range(3)]
+    assert names.find("model.layers.60." + part, 61) is None and names.find(part, 61) is None

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import re
-
 from paceline.config import ModelConfig
-
-_LAYER = re.compile(r"model\.layers\.(\d+)\.")
+from paceline.models import mtp_names
 
 
 def mtp_depth(name: str, config: ModelConfig) -> int | None:
     """Depth (from 0) of the MTP module that owns `name`; None for the target's tensors.
 
     Example: num_hidden_layers 61, num_nextn_predict_layers 1: `model.layers.61.enorm.weight` belongs to depth 0."""
-    found = _LAYER.match(name)
-    depth = int(found[1]) - config.num_hidden_layers if found else -1
-    return depth if 0 <= depth < config.num_nextn_predict_layers else None
+    found = mtp_names(config).find(name, config.num_hidden_layers)
+    return found[0] if found is not None and found[0] < config.num_nextn_predict_layers else None
 
 
 def not_of_target(name: str, config: ModelConfig) -> bool:

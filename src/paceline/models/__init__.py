@@ -9,7 +9,7 @@ from types import ModuleType
 from paceline.config import ModelConfig
 from paceline.errors import UserError
 from paceline.models.decoder import DecoderModel
-from paceline.models.mtp import MTP
+from paceline.models.mtp import MTP, MTPNames
 
 
 def families() -> dict[str, ModuleType]:
@@ -44,6 +44,12 @@ def build_model(config: ModelConfig) -> DecoderModel:
             "use the file that came with the weights."
         ) from error
     return model
+
+
+def mtp_names(config: ModelConfig) -> MTPNames:
+    """How this family's checkpoints name their MTP modules: its file's `MTP_NAMES`, else as DeepSeek-V3."""
+    names: MTPNames = getattr(family(config), "MTP_NAMES", MTPNames())
+    return names
 
 
 def build_mtp(config: ModelConfig, target: DecoderModel, num_modules: int | None = None) -> MTP:

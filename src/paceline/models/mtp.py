@@ -7,13 +7,48 @@ norm) for d = 1, and depth d-1's output at place i after that. The rotary positi
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
 import torch
 from torch import Tensor, nn
 
 from paceline.layers.attention import Attend, CacheSpec
-from paceline.layers.basic import Embedding, Linear, RMSNorm, prefixed
+from paceline.layers.basic import Embedding, Linear, RMSNorm
 from paceline.layers.rope import Rope
 from paceline.models.decoder import DecoderLayer, pack
+
+
+@dataclass(frozen=True)
+class MTPNames:
+    """Where a family's checkpoints keep module d (from 0), and its own words for the parts of a module.
+
+    prefix: `{layer}` stands for num_hidden_layers + d, `{depth}` for d. words: our part to the family's, where they
+    differ. The defaults are DeepSeek-V3's. Example: {"enorm": "token_layernorm"}."""
+
+    prefix: str = "model.layers.{layer}."
+    words: Mapping[str, str] = field(default_factory=dict)
+
+    def name(self, depth: int, part: str, num_hidden_layers: int) -> str:
+        """Example: (0, "enorm.weight", 61) is "model.layers.61.enorm.weight"."""
+        return self.prefix.format(layer=num_hidden_layers + depth, depth=depth) + _reword(part, self.words)
+
+    def find(self, name: str, num_hidden_layers: int) -> tuple[int, str] | None:
+        """Depth and part of a checkpoint's tensor, the inverse of `name`; None for what is no module's."""
+        before, after = re.split(r"\{\w+\}", self.prefix)
+        found = re.match(re.escape(before) + r"(\d{1,9})" + re.escape(after) + r"(.+)", name)
+        depth = int(found[1]) - (num_hidden_layers if "{layer}" in self.prefix else 0) if found else -1
+        if found is None or depth < 0:
+            return None
+        return depth, _reword(found[2], {theirs: ours for ours, theirs in self.words.items()})
+
+
+def _reword(part: str, words: Mapping[str, str]) -> str:
+    for old, new in words.items():
+        if part == old or part.startswith(old + "."):
+            return new + part[len(old) :]
+    return part
 
 
 class MTPDepth(nn.Module):
@@ -57,14 +92,16 @@ class MTPDepth(nn.Module):
 
 class MTP(nn.Module):
     """All modules of a model, or the first few. `depths[d]` keeps its cache in layer d of a pool made from `cache`, and
-    lives in the checkpoint at `model.layers.{first_layer + d}`; first_layer is the target's num_hidden_layers.
+    lives in the checkpoint where `names` says; first_layer is the target's num_hidden_layers.
 
     Call a depth as `depths[d](tokens, positions, attend, features)` (see `MTPDepth.forward`)."""
 
-    def __init__(self, depths: list[MTPDepth], cache: CacheSpec, first_layer: int) -> None:
+    def __init__(
+        self, depths: list[MTPDepth], cache: CacheSpec, first_layer: int, names: MTPNames | None = None
+    ) -> None:
         super().__init__()
         self.depths = nn.ModuleList(depths)
-        self.cache, self.first_layer = cache, first_layer
+        self.cache, self.first_layer, self.names = cache, first_layer, names or MTPNames()
 
     def weights(self) -> dict[str, Tensor]:
         """Checkpoint name to a view, of what is the modules' own: as `DecoderModel.weights`."""
@@ -75,10 +112,11 @@ class MTP(nn.Module):
         return self._named("shared_weights")
 
     def _named(self, which: str) -> dict[str, Tensor]:
-        named: dict[str, Tensor] = {}
-        for d, depth in enumerate(self.depths):
-            named.update(prefixed(f"model.layers.{self.first_layer + d}.", getattr(depth, which)()))
-        return named
+        return {
+            self.names.name(d, part, self.first_layer): view
+            for d, depth in enumerate(self.depths)
+            for part, view in getattr(depth, which)().items()
+        }
 
     def pack(self) -> None:
         """Call it after loading; as `decoder.pack`."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,22 +38,28 @@ DTYPES: Mapping[str, torch.dtype] = {
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What a header tells about one tensor; `dtype` is the format's own word (BF16, F8_E4M3...)."""
+    """What a header tells about one tensor; `dtype` is the format's own word (BF16, F8_E4M3...).
+
+    Its data are the `size` bytes of `file` from `start` on."""
 
     file: Path
     dtype: str
     shape: tuple[int, ...]
+    start: int
+    size: int
 
 
 class Checkpoint(Mapping[str, TensorInfo]):
     """Name -> TensorInfo of `model.safetensors`, or of the shards that `model.safetensors.index.json` names.
 
+    wanted: of an index, only the tensors it accepts are known, and only their shards are opened.
+
     Everything that can be wrong with the files is found here, before a tensor is read. Raises UserError for a missing
     directory or file, a truncated or malformed file, and an index that points outside the directory."""
 
-    def __init__(self, directory: str | Path) -> None:
+    def __init__(self, directory: str | Path, wanted: Callable[[str], bool] = lambda _: True) -> None:
         self.directory = Path(directory)
-        self._tensors = dict(_scan(self.directory))
+        self._tensors = {name: info for name, info in _scan(self.directory, wanted) if wanted(name)}
         self._open: dict[Path, Any] = {}
 
     def __getitem__(self, name: str) -> TensorInfo:
@@ -78,8 +85,8 @@ class Checkpoint(Mapping[str, TensorInfo]):
         return tensor
 
 
-def _scan(directory: Path) -> Iterator[tuple[str, TensorInfo]]:
-    """All tensors of the directory. The index decides which tensors count; each must be in the shard it names."""
+def _scan(directory: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, TensorInfo]]:
+    """The tensors of the directory. The index decides which tensors count; each must be in the shard it names."""
     if not directory.is_dir():
         raise UserError(f"There is no model directory {directory}: name one with *.safetensors.")
     if (directory / SINGLE).is_file():
@@ -87,7 +94,7 @@ def _scan(directory: Path) -> Iterator[tuple[str, TensorInfo]]:
         return
     if not (directory / INDEX).is_file():
         raise UserError(f"{directory} holds neither {SINGLE} nor {INDEX}: convert the weights to safetensors first.")
-    index = _read_index(directory)
+    index = {name: shard for name, shard in _read_index(directory).items() if wanted(name)}
     shards = {shard: read_header(directory / shard) for shard in sorted(set(index.values()))}
     for name, shard in index.items():
         if name not in shards[shard]:
@@ -98,6 +105,8 @@ def _scan(directory: Path) -> Iterator[tuple[str, TensorInfo]]:
 def _read_index(directory: Path) -> dict[str, str]:
     """Tensor name -> file name, with every file name a plain one of an existing file."""
     path = directory / INDEX
+    if path.stat().st_size > MAX_HEADER:
+        raise UserError(f"{path} is larger than {MAX_HEADER} bytes, which no model's index is: do not use it.")
     try:
         weight_map = json.loads(path.read_bytes())["weight_map"]
         index = {str(name): str(shard) for name, shard in weight_map.items()}
@@ -126,8 +135,8 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     try:
         entries = json.loads(raw)
         entries.pop("__metadata__", None)
-        tensors = {str(name): _info(file, entry) for name, entry in entries.items()}
-        end = max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
+        tensors = {str(name): _info(file, entry, 8 + length) for name, entry in entries.items()}
+        end = max((info.start + info.size for info in tensors.values()), default=8 + length) - 8 - length
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         raise UserError(f"{file} has an unreadable header: {AGAIN}") from None
     if end != size - 8 - length:
@@ -138,5 +147,13 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     return tensors
 
 
-def _info(file: Path, entry: Mapping[str, Any]) -> TensorInfo:
-    return TensorInfo(file, str(entry["dtype"]), tuple(int(n) for n in entry["shape"]))
+def _info(file: Path, entry: Mapping[str, Any], data: int) -> TensorInfo:
+    """One entry, whose offsets count from byte `data`. Raises ValueError where they do not fit dtype and shape."""
+    dtype, shape = str(entry["dtype"]), tuple(int(n) for n in entry["shape"])
+    start, end = (int(n) for n in entry["data_offsets"])
+    known = DTYPES.get(dtype)
+    if min((0, start, *shape)) < 0 or end < start:
+        raise ValueError("negative sizes")
+    if known is not None and math.prod(shape) * known.itemsize != end - start:
+        raise ValueError("sizes that do not fit the shape")
+    return TensorInfo(file, dtype, shape, data + start, end - start)

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
 
+from paceline.checkpoint.appearing import appearing
 from paceline.checkpoint.reader import INDEX, SINGLE
-from paceline.errors import UserError
 
 SHARD_BYTES = 5_000_000_000
 
@@ -33,46 +29,13 @@ def write_checkpoint(
 
     Tensors may be views, and may share memory; only one shard is copied at a time. The directory appears complete or
     not at all. Raises UserError when it exists and `overwrite` is False, or when what exists is no checkpoint."""
-    with _appearing(Path(directory), overwrite) as draft:
+    with appearing(Path(directory), overwrite) as draft:
         _write_tensors(draft, tensors, shard_bytes)
         (draft / "config.json").write_text(json.dumps(dict(config), indent=2) + "\n", encoding="utf-8")
         for name, content in (extra_files or {}).items():
             assert Path(name).name == name, f"{name!r} is not a plain file name"
             (draft / name).write_bytes(content.encode() if isinstance(content, str) else content)
     return Path(directory)
-
-
-@contextmanager
-def _appearing(target: Path, overwrite: bool) -> Iterator[Path]:
-    """A fresh directory beside `target` that takes its name when the block ends well, and vanishes when it does not."""
-    _check_target(target, overwrite)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        draft = work / "new"
-        draft.mkdir()  # with the user's own permissions, unlike `work`
-        yield draft
-        if target.exists():
-            target.rename(work / "old")
-        draft.rename(target)
-    except BaseException:
-        if (work / "old").exists() and not target.exists():
-            (work / "old").rename(target)
-        raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _check_target(target: Path, overwrite: bool) -> None:
-    if not os.path.lexists(target):
-        return
-    if not target.is_dir() or target.is_symlink():
-        raise UserError(f"{target} exists and is no directory: name another output directory.")
-    if any(target.iterdir()):
-        if not overwrite:
-            raise UserError(f"{target} exists and is not empty: name another output directory, or allow overwriting.")
-        if not (target / "config.json").is_file():
-            raise UserError(f"{target} holds something else than a checkpoint: name another output directory.")
 
 
 def _write_tensors(directory: Path, tensors: Mapping[str, Tensor], shard_bytes: int) -> None:

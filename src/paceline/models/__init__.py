@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Mapping
+from functools import cache
 from types import ModuleType
 
 from paceline.config import ModelConfig
@@ -11,9 +13,12 @@ from paceline.errors import UserError
 from paceline.models.decoder import DecoderModel
 from paceline.models.mtp import MTP, MTPNames
 
+AS_DEEPSEEK = MTPNames()
 
-def families() -> dict[str, ModuleType]:
-    """model_type to the file that builds it."""
+
+@cache
+def families() -> Mapping[str, ModuleType]:
+    """model_type to the file that builds it. Kept: names of tensors are asked about one by one, by the ten thousand."""
     found: dict[str, ModuleType] = {}
     for info in pkgutil.iter_modules(__path__):
         module = importlib.import_module(f"{__name__}.{info.name}")
@@ -48,7 +53,7 @@ def build_model(config: ModelConfig) -> DecoderModel:
 
 def mtp_names(config: ModelConfig) -> MTPNames:
     """How this family's checkpoints name their MTP modules: its file's `MTP_NAMES`, else as DeepSeek-V3."""
-    names: MTPNames = getattr(family(config), "MTP_NAMES", MTPNames())
+    names: MTPNames = getattr(family(config), "MTP_NAMES", AS_DEEPSEEK)
     return names
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -36,12 +37,17 @@ class MTPNames:
 
     def find(self, name: str, num_hidden_layers: int) -> tuple[int, str] | None:
         """Depth and part of a checkpoint's tensor, the inverse of `name`; None for what is no module's."""
-        before, after = re.split(r"\{\w+\}", self.prefix)
-        found = re.match(re.escape(before) + r"(\d{1,9})" + re.escape(after) + r"(.+)", name)
+        found = self._pattern.match(name)
         depth = int(found[1]) - (num_hidden_layers if "{layer}" in self.prefix else 0) if found else -1
         if found is None or depth < 0:
             return None
         return depth, _reword(found[2], {theirs: ours for ours, theirs in self.words.items()})
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        """Of all names below a prefix: its number, and what follows."""
+        before, after = re.split(r"\{\w+\}", self.prefix)
+        return re.compile(re.escape(before) + r"(\d{1,9})" + re.escape(after) + r"(.+)")
 
 
 def _reword(part: str, words: Mapping[str, str]) -> str:

@@ -55,22 +55,27 @@ class ModelConfig:
 
     @staticmethod
     def from_dir(directory: str | Path) -> ModelConfig:
-        """Reads `config.json`; raises `UserError` when it is missing, too large, or not a JSON object."""
-        path = Path(directory) / "config.json"
-        if not path.is_file():
-            raise UserError(f"{path.parent} has no config.json; give the directory of a Hugging Face checkpoint.")
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise UserError(f"{path} is larger than {MAX_CONFIG_BYTES} bytes, which no model's config.json is.")
-        try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{path} is not valid JSON ({error}); fetch the file again.") from error
-        if not isinstance(raw, dict):
-            raise UserError(f"{path} must hold a JSON object; fetch the file again.")
-        return ModelConfig.from_dict(raw)
+        """Reads `config.json`; raises `UserError` as `read_config` and `from_dict` do."""
+        return ModelConfig.from_dict(read_config(directory))
 
     def to_dict(self) -> dict[str, Any]:
         return dict(self.raw)
+
+
+def read_config(directory: str | Path) -> dict[str, Any]:
+    """`config.json` as it stands; raises `UserError` when it is missing, too large, or not a JSON object."""
+    path = Path(directory) / "config.json"
+    if not path.is_file():
+        raise UserError(f"{path.parent} has no config.json; give the directory of a Hugging Face checkpoint.")
+    if path.stat().st_size > MAX_CONFIG_BYTES:
+        raise UserError(f"{path} is larger than {MAX_CONFIG_BYTES} bytes, which no model's config.json is.")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); fetch the file again.") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"{path} must hold a JSON object; fetch the file again.")
+    return raw
 
 
 def _whole(raw: Mapping[str, Any], name: str, least: int = 1, default: int | None = None) -> int:

@@ -135,6 +135,37 @@ def test_an_index_that_is_none(sharded: Path, text: str) -> None:
         Checkpoint(sharded)
 
 
+def test_a_link_cannot_lead_outside(saved: Path, sharded: Path, tmp_path: Path) -> None:
+    for name in (SINGLE, INDEX, "model-00001-of-00002.safetensors"):
+        home = saved if name == SINGLE else sharded
+        (home / name).rename(tmp_path / name)
+        (home / name).symlink_to(tmp_path / name)
+        with pytest.raises(UserError, match=rf"{name} is a link that leads out"):
+            Checkpoint(home)
+        (home / name).unlink()
+        (tmp_path / name).rename(home / name)
+    (saved / "inside.safetensors").symlink_to(SINGLE)
+    (tmp_path / "name").symlink_to(saved)
+    assert set(Checkpoint(tmp_path / "name")) == set(TENSORS)
+
+
+def test_a_download_caches_links_are_followed(saved: Path, tmp_path: Path) -> None:
+    snapshot, blobs = tmp_path / "models--a--b" / "snapshots" / "1f", tmp_path / "models--a--b" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    (saved / SINGLE).rename(blobs / "5e")
+    (snapshot / SINGLE).symlink_to("../../blobs/5e")
+    assert set(Checkpoint(snapshot)) == set(TENSORS)
+
+
+def test_the_only_file_may_have_another_name(saved: Path) -> None:
+    (saved / SINGLE).rename(saved / "mtp_layer_parameters.safetensors")
+    assert set(Checkpoint(saved)) == set(TENSORS)
+    (saved / "second.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match="neither"):
+        Checkpoint(saved)
+
+
 def test_missing_things_are_named(tmp_path: Path, sharded: Path) -> None:
     with pytest.raises(UserError, match="no model directory"):
         Checkpoint(tmp_path / "nowhere")

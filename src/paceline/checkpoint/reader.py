@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +51,13 @@ class TensorInfo:
 
 
 class Checkpoint(Mapping[str, TensorInfo]):
-    """Name -> TensorInfo of `model.safetensors`, or of the shards that `model.safetensors.index.json` names.
+    """Name -> TensorInfo of `model.safetensors`, of the shards that `model.safetensors.index.json` names, or of the one
+    *.safetensors file that is there under another name.
 
     wanted: of an index, only the tensors it accepts are known, and only their shards are opened.
 
     Everything that can be wrong with the files is found here, before a tensor is read. Raises UserError for a missing
-    directory or file, a truncated or malformed file, and an index that points outside the directory."""
+    directory or file, a truncated or malformed file, and an index or a link that points outside the directory."""
 
     def __init__(self, directory: str | Path, wanted: Callable[[str], bool] = lambda _: True) -> None:
         self.directory = Path(directory)
@@ -93,7 +95,8 @@ def _scan(directory: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str,
         yield from read_header(directory / SINGLE).items()
         return
     if not (directory / INDEX).is_file():
-        raise UserError(f"{directory} holds neither {SINGLE} nor {INDEX}: convert the weights to safetensors first.")
+        yield from read_header(_only_file(directory)).items()
+        return
     index = {name: shard for name, shard in _read_index(directory).items() if wanted(name)}
     shards = {shard: read_header(directory / shard) for shard in sorted(set(index.values()))}
     for name, shard in index.items():
@@ -102,9 +105,26 @@ def _scan(directory: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str,
         yield name, shards[shard][name]
 
 
+def _only_file(directory: Path) -> Path:
+    files = list(islice(directory.glob("*.safetensors"), 2))
+    if len(files) != 1:
+        raise UserError(f"{directory} holds neither {SINGLE} nor {INDEX}: convert the weights to safetensors first.")
+    return files[0]
+
+
+def check_inside(file: Path) -> None:
+    """Raises UserError for a link that leads out of the file's directory, unless into the blobs that a download cache
+    of the Hugging Face hub keeps beside its snapshots."""
+    home, target = file.parent.resolve(), file.resolve()
+    blobs = home.parent.parent / "blobs"
+    if target.parent != home and not (home.parent.name == "snapshots" and target.parent == blobs):
+        raise UserError(f"{file} is a link that leads out of its directory: put the file itself there.")
+
+
 def _read_index(directory: Path) -> dict[str, str]:
     """Tensor name -> file name, with every file name a plain one of an existing file."""
     path = directory / INDEX
+    check_inside(path)
     if path.stat().st_size > MAX_HEADER:
         raise UserError(f"{path} is larger than {MAX_HEADER} bytes, which no model's index is: do not use it.")
     try:
@@ -123,7 +143,9 @@ def _read_index(directory: Path) -> dict[str, str]:
 def read_header(file: Path) -> dict[str, TensorInfo]:
     """The tensors of one file, from its header alone: 8 bytes of length, then JSON, then the data to the end.
 
-    Raises UserError for a file that is too short, or a header that is too long, not JSON, or at odds with the size."""
+    Raises UserError for a link out of the directory, a file that is too short, or a header that is too long, not JSON,
+    or at odds with the size."""
+    check_inside(file)
     size = file.stat().st_size
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")

@@ -41,6 +41,8 @@ def account(
     left_over = [name for name in checkpoint if _owner(name) not in views and not ignored(name)]
     _refuse(left_over, checkpoint, "has no place in this model", COMPLETE)
     for name, view in views.items():
+        if name + SCALE in checkpoint and not checkpoint[name].dtype.startswith("F8"):
+            raise UserError(f"{name} in {checkpoint.directory} is not FP8, yet has {name + SCALE}: {COMPLETE}.")
         if checkpoint[name].shape != tuple(view.shape):
             raise UserError(
                 f"Tensor {name} has shape {list(checkpoint[name].shape)} in {checkpoint.directory}, "

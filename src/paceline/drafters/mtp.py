@@ -75,11 +75,13 @@ class MTPDrafter:
 
     @classmethod
     def build(cls, config: EngineConfig, target_runner: Any) -> MTPDrafter:
-        """Raises `UserError` when the checkpoint has no MTP modules, fewer than asked for, or lacks their tensors."""
-        available = target_runner.model.config.num_nextn_predict_layers
-        if config.mtp_modules is not None and config.mtp_modules > available > 0:
-            raise UserError(f"mtp_modules is {config.mtp_modules}, but the model has {available}; ask for no more.")
-        mtp = target_runner.load_mtp(config.mtp_modules or config.num_speculative_tokens or 1)
+        """Raises `UserError` when checkpoint or draft model has no MTP modules, fewer than asked for, or lacks their
+        tensors."""
+        wanted = config.mtp_modules or config.num_speculative_tokens or 1
+        mtp = target_runner.load_mtp(wanted, config.draft_model)
+        available = len(mtp.depths)
+        if config.mtp_modules is not None and config.mtp_modules > available:
+            raise UserError(f"mtp_modules is {config.mtp_modules}, but there are {available}; ask for no more.")
         target = target_runner.pool
         pool = Pool(mtp.cache, target.num_blocks, target.block_size, target.k[0].dtype, target.k[0].device)
         return cls(mtp, pool, Sampler(target_runner.model.config.eos_token_ids), config.max_num_seqs)

@@ -6,21 +6,23 @@ A model is laid out on the meta device, so that nothing is drawn or copied that 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import nn
 
 from paceline.checkpoint.dequant import read_weight
+from paceline.checkpoint.draft import Draft
 from paceline.checkpoint.load import load_weights
-from paceline.checkpoint.map import mtp_depth, not_of_target
+from paceline.checkpoint.map import not_of_target
 from paceline.checkpoint.reader import Checkpoint
 from paceline.config import ModelConfig, dtype_from_name
 from paceline.errors import UserError
 from paceline.models import build_model, build_mtp
 from paceline.models.decoder import DecoderModel
-from paceline.models.mtp import MTP
+from paceline.models.mtp import MTP, MTPDepth
 
 M = TypeVar("M", DecoderModel, MTP)
 WITHOUT_MTP = "use --drafter none (or ngram), or a checkpoint that has its MTP weights"
@@ -39,23 +41,31 @@ def load_target(
 
 
 def load_mtp(path: str | Path, target: DecoderModel, num_modules: int | None = None) -> MTP:
-    """The first `num_modules` (None: all) MTP modules of the same directory, with the target's dtype and device.
+    """The first `num_modules` (None: all) MTP modules of a directory, with the target's dtype and device.
 
-    Raises UserError as `load_target`, and when the checkpoint was saved without its MTP modules."""
-    config, like = target.config, target.norm.weight
+    path: the target's own checkpoint, another one of the same kind, or an export of its modules in any of `LAYOUTS`.
+    What it repeats of embedding and head must equal the target's. Raises UserError as `load_target`, and for a
+    directory without modules or with those of another model."""
+    draft, like = Draft(path, target.config), target.norm.weight
+    config = replace(target.config, num_nextn_predict_layers=draft.num_modules)
     mtp = allocate(lambda: build_mtp(config, target, num_modules), like.dtype, like.device)
-    checkpoint, depths = Checkpoint(path), range(len(mtp.depths))
-    shared = mtp.shared_weights()
+    of_target, used = target.weights().keys(), len(mtp.depths)
     load_weights(
-        mtp.weights(),
-        checkpoint,
-        ignored=lambda name: mtp_depth(name, config) not in depths or name in shared,
+        {draft.name(name): view for name, view in mtp.weights().items()},
+        draft.checkpoint,
+        ignored=lambda name: draft.unused(name, used, of_target),
         mend=WITHOUT_MTP,
     )
-    for name in shared.keys() & checkpoint.keys():
-        if not torch.equal(read_weight(checkpoint, name).to(shared[name]), shared[name]):
-            raise UserError(f"Tensor {name} differs from the target's own, which this family shares: {WITHOUT_MTP}.")
+    _same_shared(draft, mtp)
     return _ready(mtp)
+
+
+def _same_shared(draft: Draft, mtp: MTP) -> None:
+    """Every copy of embedding and head in the draft's directory is a copy of the target's."""
+    views = cast(MTPDepth, mtp.depths[0]).shared_weights()
+    for name, part in draft.shared().items():
+        if not torch.equal(read_weight(draft.checkpoint, name).to(views[part]), views[part]):
+            raise UserError(f"Tensor {name} differs from the target's own, which its modules share: {WITHOUT_MTP}.")
 
 
 def allocate(make: Callable[[], M], dtype: torch.dtype, device: str | torch.device) -> M:

@@ -10,6 +10,7 @@ from torch import Tensor
 from paceline.batch import ForwardBatch
 from paceline.cache.attend import PagedAttend
 from paceline.cache.pool import Pool
+from paceline.checkpoint.resolve import resolve_model
 from paceline.models.decoder import DecoderModel
 from paceline.models.mtp import MTP
 from paceline.runtime.build import load_mtp
@@ -34,6 +35,7 @@ class Runner:
         """[L, hidden] to [L, vocab]."""
         return self.model.logits(hidden)
 
-    def load_mtp(self, num_modules: int | None = None) -> MTP:
-        """The model's own MTP modules, as `build.load_mtp`."""
-        return load_mtp(self.path, self.model, num_modules)
+    def load_mtp(self, num_modules: int | None = None, draft_model: str | None = None) -> MTP:
+        """The model's own MTP modules, or those of a draft model (a directory or a Hugging Face id), as
+        `build.load_mtp`."""
+        return load_mtp(self.path if draft_model is None else resolve_model(draft_model), self.model, num_modules)

@@ -17,6 +17,7 @@ from paceline.errors import UserError
 from paceline.loaded import Loaded
 from paceline.outputs import CompletionOutput, Delta, RequestOutput
 from paceline.request import Request, SamplingParams
+from paceline.speculative_config import translated
 from paceline.tokenizer import IncrementalDecoder
 
 Messages = list[dict[str, str]]
@@ -28,7 +29,8 @@ class LLM:
     """A model, ready to generate.
 
     model: None (the bundled one), a directory or a Hugging Face id. drafter: "mtp", "ngram" or "none". Further keywords
-    are those of `EngineConfig`. Raises `UserError` for whatever of this cannot be had.
+    are those of `EngineConfig`, or vLLM's `speculative_config`, or its older `speculative_model`. Raises `UserError`
+    for whatever of this cannot be had.
 
     Example: `LLM(drafter="mtp", num_speculative_tokens=4).generate("Once upon a time")[0].outputs[0].text`.
     """
@@ -45,7 +47,7 @@ class LLM:
         **engine_options: Any,
     ) -> None:
         options = {"drafter": drafter, "num_speculative_tokens": num_speculative_tokens, **engine_options}
-        config = engine_config(EngineConfig(), options)
+        config = engine_config(EngineConfig(), translated(options, vars(EngineConfig())))
         if threads is not None and threads < 1:
             raise UserError("threads must be at least 1.")
         if threads is not None:

@@ -29,6 +29,7 @@ FLOORS = [
     {"engine"},
     {"llm", "loaded", "outputs"},
     {"serve", "train", "bench"},
+    {"compat"},
     {"cli"},
 ]
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}

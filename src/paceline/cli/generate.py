@@ -42,6 +42,7 @@ def generate(
     mtp_modules: opt.MtpModules = None,
     ngram_min: opt.NgramMin = None,
     ngram_max: opt.NgramMax = None,
+    speculative_config: opt.SpeculativeConfig = None,
     temperature: smp.Temperature = SamplingParams.temperature,
     top_k: smp.TopK = SamplingParams.top_k,
     top_p: smp.TopP = SamplingParams.top_p,

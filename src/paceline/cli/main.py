@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
@@ -17,7 +16,8 @@ from paceline.cli.generate import generate
 from paceline.cli.plot_training import plot_training
 from paceline.cli.train import train
 from paceline.cli.verify_lossless import verify_lossless
-from paceline.errors import UserError
+from paceline.cli.xllm_compat import xllm_compat
+from paceline.errors import as_exit_code
 
 app = typer.Typer(
     name="paceline",
@@ -29,6 +29,10 @@ app = typer.Typer(
 )
 for command in (generate, demo, verify_lossless, bench, train, plot_training):
     app.command()(command)
+# Its flags are another system's: none is ours to read, not even --help.
+app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []})(
+    xllm_compat
+)
 
 
 def _print_version(wanted: bool) -> None:
@@ -48,10 +52,5 @@ def root(
 
 def main() -> None:
     """A user's mistake is one sentence on stderr and exit 2; an interrupt is exit 130."""
-    try:
+    with as_exit_code():
         app()
-    except UserError as error:
-        print(f"paceline: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)

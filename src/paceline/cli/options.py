@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from paceline.errors import UserError
+from paceline.speculative_config import KEYS, parse_speculative_config
 
 MODEL, ENGINE, SAMPLING, OUTPUT = "Model", "Engine", "Sampling", "Output"
 
@@ -60,6 +61,14 @@ NgramMin = Annotated[
 NgramMax = Annotated[
     int | None, typer.Option(help="Longest n-gram looked up (ngram).", show_default="4", rich_help_panel=ENGINE)
 ]
+SpeculativeConfig = Annotated[
+    str | None,
+    typer.Option(
+        help="""Speculation as vLLM's users write it: '{"method": "mtp", "num_speculative_tokens": 1}'.""",
+        rich_help_panel=ENGINE,
+        metavar="JSON",
+    ),
+]
 BlockSize = Annotated[
     int | None, typer.Option(help="Tokens a block of the KV cache holds.", show_default="16", rich_help_panel=ENGINE)
 ]
@@ -103,6 +112,12 @@ _BELONGS_TO = {"mtp_modules": "mtp", "ngram_min": "ngram", "ngram_max": "ngram"}
 def refuse_idle_options(given: dict[str, Any]) -> None:
     """Raises `UserError` for an option that the chosen drafter would not look at."""
     drafter = given["drafter"]
+    if given.get("speculative_config") is not None:
+        for name in KEYS.values():
+            if given.get(name) is not None:
+                flag = "--" + name.replace("_", "-")
+                raise UserError(f"{flag} and --speculative-config exclude each other; give one of them.")
+        return
     if drafter == "none" and given["num_speculative_tokens"]:
         raise UserError("--drafter none guesses nothing; leave -k out, or name another drafter.")
     for name, owner in _BELONGS_TO.items():
@@ -114,6 +129,8 @@ def refuse_idle_options(given: dict[str, Any]) -> None:
 def engine_options(given: dict[str, Any]) -> dict[str, Any]:
     """Of a command's arguments those that `EngineConfig` takes and the user gave."""
     chosen = {name: given[name] for name in _ENGINE_FIELDS if given.get(name) is not None}
+    if given.get("speculative_config") is not None:
+        chosen["speculative_config"] = parse_speculative_config(given["speculative_config"])
     return chosen | ({"enable_prefix_caching": False} if given.get("no_prefix_cache") else {})
 
 

@@ -1,0 +1,105 @@
+"""vLLM's two ways to ask for speculation become our options, or one sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paceline import LLM, SamplingParams, UserError
+from paceline.config import EngineConfig
+from paceline.speculative_config import older_options, parse_speculative_config, speculation_options, translated
+
+MTP, NGRAM = {"drafter": "mtp"}, {"drafter": "ngram"}
+
+
+@pytest.mark.parametrize(
+    ("config", "options"),
+    [
+        ({"method": "mtp", "num_speculative_tokens": 1}, MTP | {"num_speculative_tokens": 1}),
+        ({"method": "deepseek_mtp"}, MTP),
+        ({"model": "D", "quantization": "fp8"}, MTP | {"draft_model": "D", "draft_quantization": "fp8"}),
+        ({"method": "mtp", "model": None}, MTP),
+        ({"method": "ngram", "prompt_lookup_max": 4}, NGRAM | {"ngram_max": 4, "ngram_min": 4}),
+        (
+            {"model": "[ngram]", "prompt_lookup_max": 4, "prompt_lookup_min": 2},
+            NGRAM | {"ngram_max": 4, "ngram_min": 2},
+        ),
+        ({"method": "ngram", "prompt_lookup_min": 3}, NGRAM | {"ngram_max": 3, "ngram_min": 3}),
+        ({"method": "none"}, {"drafter": "none", "num_speculative_tokens": 0}),
+    ],
+)
+def test_the_current_way(config: dict[str, Any], options: dict[str, Any]) -> None:
+    assert speculation_options(config) == options
+
+
+@pytest.mark.parametrize(
+    ("keywords", "options"),
+    [
+        (
+            {"speculative_model": "D", "num_speculative_tokens": 5},
+            MTP | {"draft_model": "D", "num_speculative_tokens": 5},
+        ),
+        (
+            {"speculative_model": "[ngram]", "num_speculative_tokens": 5, "ngram_prompt_lookup_max": 4},
+            NGRAM | {"num_speculative_tokens": 5, "ngram_max": 4, "ngram_min": 1},
+        ),
+    ],
+)
+def test_the_older_way(keywords: dict[str, Any], options: dict[str, Any]) -> None:
+    assert older_options(keywords) == options
+    assert translated({"block_size": 8, **keywords}, vars(EngineConfig())) == {"block_size": 8} | options
+
+
+@pytest.mark.parametrize(
+    ("keywords", "said"),
+    [
+        ({"speculative_model": "[eagle]E", "num_speculative_tokens": 5}, "'eagle' has no drafter here"),
+        ({"speculative_config": {"method": "medusa"}}, "'medusa' has no drafter here"),
+        ({"speculative_config": {"methods": "mtp"}}, "no key 'methods'"),
+        (
+            {"speculative_config": {"method": "mtp", "prompt_lookup_max": 4}},
+            "prompt_lookup_max belongs to method ngram",
+        ),
+        ({"speculative_config": {"method": "ngram", "model": "D"}}, "model belongs to method mtp"),
+        ({"speculative_config": {"num_speculative_tokens": "5"}}, "must be a whole number"),
+        ({"speculative_config": {"num_speculative_tokens": True}}, "must be a whole number"),
+        ({"speculative_config": {"method": ["mtp"]}}, "must be text"),
+        ({"speculative_config": [1]}, "must be a mapping"),
+        ({"ngram_prompt_lookup_max": 4}, "takes a speculative_model"),
+        ({"speculative_model": "D", "speculative_config": {}}, "exclude each other"),
+        ({"drafter": "ngram", "speculative_config": {"method": "mtp"}}, "drafter is 'ngram'"),
+        (
+            {"num_speculative_tokens": 3, "speculative_config": {"num_speculative_tokens": 2}},
+            "num_speculative_tokens is 3",
+        ),
+    ],
+)
+def test_what_is_refused(keywords: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said) as error:
+        translated(keywords, vars(EngineConfig()))
+    assert str(error.value).endswith(".") and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "3", '"mtp"', "[" * 100_000])
+def test_what_is_no_object(text: str) -> None:
+    with pytest.raises(UserError, match="takes a JSON object"):
+        parse_speculative_config(text)
+
+
+def test_other_keywords_stay_as_they_are() -> None:
+    options = {"drafter": "ngram", "num_speculative_tokens": 3}
+    assert translated(options, vars(EngineConfig())) == options
+
+
+def test_llm_takes_both_ways(tiny_model: Path) -> None:
+    current = LLM(tiny_model, speculative_config={"method": "mtp", "num_speculative_tokens": 1})
+    assert (current.drafter, current.num_speculative_tokens) == ("mtp", 1)
+    older = LLM(tiny_model, speculative_model="[ngram]", num_speculative_tokens=5, ngram_prompt_lookup_max=4)
+    assert (older.drafter, older.config.ngram_min, older.config.ngram_max) == ("ngram", 1, 4)
+    params = SamplingParams(max_tokens=8)
+    texts = [llm.generate("one two", params)[0].outputs[0].text for llm in (current, older)]
+    assert texts[0] == texts[1]
+    with pytest.raises(UserError, match="'eagle' has no drafter"):
+        LLM(tiny_model, speculative_model="[eagle]E", num_speculative_tokens=5)

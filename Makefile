@@ -29,13 +29,13 @@ test: $(READY)  ## all tests (ARGS="-k name" for some)
 	$(RUN)/python -m pytest $(ARGS)
 
 check: $(READY)  ## lint, format and types
-	$(RUN)/ruff check src tests benchmarks
-	$(RUN)/ruff format --check src tests benchmarks
+	$(RUN)/ruff check src tests benchmarks tools
+	$(RUN)/ruff format --check src tests benchmarks tools
 	$(RUN)/mypy
 
 format: $(READY)  ## let ruff rewrite what it can
-	$(RUN)/ruff check --fix src tests benchmarks
-	$(RUN)/ruff format src tests benchmarks
+	$(RUN)/ruff check --fix src tests benchmarks tools
+	$(RUN)/ruff format src tests benchmarks tools
 
 train: $(READY)  ## pretrain a model with its MTP modules (ARGS="--help" tells what it needs)
 	$(RUN)/paceline train $(ARGS)

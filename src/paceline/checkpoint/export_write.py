@@ -1,0 +1,114 @@
+"""The files of an export: tensors in one pass from disk to disk, index, configuration, what travels along, manifest.
+
+The same plan gives the same bytes, wherever and whenever.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from paceline import __version__
+from paceline.checkpoint.export_plan import Copy, ExportPlan
+from paceline.checkpoint.reader import INDEX, check_inside
+from paceline.checkpoint.stream import pieces
+
+MANIFEST = "mtp_manifest.json"
+TRAVELS = (
+    "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
+    "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
+Advance = Callable[[int], None]  # told how many bytes have been written (or compared) since the last call
+
+
+def write_tensors(file: Path, copies: Sequence[Copy], advance: Advance) -> dict[str, str]:
+    """One safetensors file; tensor name to the sha256 of its bytes. It is on the disk, not only in memory, afterwards.
+
+    A piece is hashed while it is written: two threads, one pass."""
+    sums = {}
+    with file.open("xb", buffering=0) as out, ThreadPoolExecutor(1) as hasher:
+        _write_all(out.write, memoryview(header(copies)))
+        for copy in copies:
+            digest = hashlib.sha256()
+            for piece in pieces(copy.info, copy.scale, copy.dtype):
+                hashed = hasher.submit(digest.update, piece)
+                _write_all(out.write, piece)
+                hashed.result()  # the next piece takes this one's memory
+                advance(len(piece))
+            sums[copy.name] = digest.hexdigest()
+        os.fsync(out.fileno())
+    return sums
+
+
+def header(copies: Sequence[Copy]) -> bytes:
+    """The head of a safetensors file: 8 bytes of length, then JSON, padded so that data begin at a multiple of 8."""
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for copy in copies:
+        start, end = end, end + copy.size
+        entries[copy.name] = {"dtype": copy.dtype, "shape": list(copy.info.shape), "data_offsets": [start, end]}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def write_rest(directory: Path, plan: ExportPlan, sums: dict[str, str]) -> None:
+    """All but the tensors: index, config.json, tokenizer and generation settings, and the manifest of it all."""
+    weight_map = {copy.name: plan.file for copy in plan.copies}
+    _write_json(directory / INDEX, {"metadata": {"total_size": plan.total_size}, "weight_map": weight_map})
+    _write_json(directory / "config.json", plan.draft_config)
+    for file in travelling(plan.source):
+        shutil.copyfile(file, directory / file.name)
+    _write_json(directory / MANIFEST, manifest(directory, plan, sums))
+
+
+def travelling(source: Path) -> Iterator[Path]:
+    """Tokenizer and generation settings of a checkpoint. Raises UserError for a link that leads out of it."""
+    for file in (source / name for name in TRAVELS):
+        if file.is_file():
+            check_inside(file)
+            yield file
+
+
+def manifest(directory: Path, plan: ExportPlan, sums: dict[str, str]) -> dict[str, Any]:
+    """What was made of what: enough to check an export without its source, and to make it again."""
+    tensors = {
+        copy.name: {
+            "dtype": copy.dtype,
+            "shape": list(copy.info.shape),
+            "bytes": copy.size,
+            "sha256": sums[copy.name],
+            "source": {"tensor": copy.source, "dtype": copy.info.dtype, "file": copy.info.file.name},
+        }
+        for copy in plan.copies
+    }
+    others = sorted(path for path in directory.iterdir() if path.name != plan.file)
+    return {
+        "paceline": __version__,
+        "source": {"directory": str(plan.source.resolve()), "config_sha256": file_sum(plan.source / "config.json")},
+        "choices": {"layout": plan.layout, "dtype": plan.dtype, "shared": plan.shared},
+        "modules": plan.config.num_nextn_predict_layers,
+        "total_size": plan.total_size,
+        "files": {path.name: {"bytes": path.stat().st_size, "sha256": file_sum(path)} for path in others},
+        "tensors": tensors,
+    }
+
+
+def file_sum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_all(write: Callable[[memoryview], int | None], data: memoryview) -> None:
+    while data:
+        data = data[write(data) or 0 :]
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

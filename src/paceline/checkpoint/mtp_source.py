@@ -1,0 +1,104 @@
+"""The MTP modules of a full checkpoint: found through its index, and known to be complete and sound.
+
+Only the shards that hold them are opened, and of those only headers and block scales are read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from paceline.checkpoint.dequant import BLOCK, SCALE
+from paceline.checkpoint.layouts import SHARED, find_part, layout_name
+from paceline.checkpoint.load import account
+from paceline.checkpoint.reader import DTYPES, Checkpoint, TensorInfo
+from paceline.checkpoint.stream import read_tensor
+from paceline.config import ModelConfig
+from paceline.errors import UserError
+from paceline.models import build_model, build_mtp
+from paceline.models.meta import laid_out
+
+Part = tuple[int, str]  # depth from 0, and DeepSeek's word for the part
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"  # the target's
+COMPUTED = "rotary_emb.inv_freq"  # a buffer that old checkpoints keep; no weight
+MEND = "use the complete checkpoint, and the config.json that came with it"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One part of a module as the checkpoint keeps it. scale: the block scales, where it is FP8.
+
+    fixed: the model computes with it in float32, whatever the dtype of the others."""
+
+    name: str
+    info: TensorInfo
+    fixed: bool
+    scale: TensorInfo | None
+
+
+def find_mtp(directory: Path, config: ModelConfig, *, shared: bool) -> dict[Part, Stored]:
+    """Every part of every module; with `shared` also embedding and head: the module's own copies, else the main ones.
+
+    Raises UserError, naming the tensor, for one that is missing, left over, or of the wrong shape or type, for scales
+    that do not fit their weight or are not finite; and what `Checkpoint` refuses."""
+    expected = {part: view for part, view in _expected(config).items() if shared or part[1] not in SHARED}
+
+    def passed_over(name: str) -> bool:
+        part = find_part("original", name, config)
+        return part is None or name.endswith(COMPUTED) or (not shared and part[1].removesuffix(SCALE) in SHARED)
+
+    def wanted(name: str) -> bool:
+        return not passed_over(name) or (shared and name in (EMBEDDING, HEAD))
+
+    checkpoint = Checkpoint(directory, wanted)
+    names = {part: _stored_name(part, checkpoint, config) for part in expected}
+    views = {names[part]: view for part, view in expected.items()}
+    none = "it was saved without its MTP modules; " if all(map(passed_over, checkpoint)) else ""
+    account(views, checkpoint, ignored=passed_over, mend=none + MEND)
+    return {part: _stored(name, checkpoint, views[name]) for part, name in names.items()}
+
+
+def _expected(config: ModelConfig) -> dict[Part, Tensor]:
+    """What the modules of this configuration consist of, as tensors without memory."""
+    if config.num_nextn_predict_layers == 0:
+        raise UserError("config.json names no MTP modules (num_nextn_predict_layers is 0): use a model that has them.")
+    with laid_out(torch.bfloat16):
+        mtp = build_mtp(config, build_model(config))
+    found = {find_part("original", name, config): view for name, view in (mtp.weights() | mtp.shared_weights()).items()}
+    return {part: view for part, view in found.items() if part is not None}
+
+
+def _stored_name(part: Part, checkpoint: Checkpoint, config: ModelConfig) -> str:
+    """A module without its own embedding or head (GLM-4.6, MiMo) uses the target's; a tied head is the embedding."""
+    name = layout_name("original", *part, config)
+    if part[1] not in SHARED or name in checkpoint:
+        return name
+    tied = bool(config.raw.get("tie_word_embeddings", False))
+    return EMBEDDING if part[1] == SHARED[0] or tied else HEAD
+
+
+def _stored(name: str, checkpoint: Checkpoint, view: Tensor) -> Stored:
+    info, scale = checkpoint[name], checkpoint.get(name + SCALE)
+    dtype = DTYPES.get(info.dtype)
+    if dtype is None or not dtype.is_floating_point:
+        raise UserError(f"Tensor {name} has the unsupported type {info.dtype}: use weights in BF16 or FP8.")
+    if (dtype.itemsize == 1) != (scale is not None):
+        rather = f"comes without {name + SCALE}" if scale is None else f"is no FP8, and yet comes with {name + SCALE}"
+        raise UserError(f"Tensor {name} ({info.dtype}) {rather}: {MEND}.")
+    if scale is not None:
+        _check_scale(name + SCALE, scale, info)
+    return Stored(name, info, view.dtype == torch.float32, scale)
+
+
+def _check_scale(name: str, scale: TensorInfo, weight: TensorInfo) -> None:
+    blocks = tuple(-(-n // BLOCK) for n in weight.shape)
+    if len(blocks) != 2 or scale.shape != blocks or scale.dtype not in ("F32", "BF16", "F16"):
+        raise UserError(
+            f"Tensor {name} has {scale.dtype} {list(scale.shape)}, not one float for each {BLOCK}x{BLOCK} block of "
+            f"{list(weight.shape)}: {MEND}."
+        )
+    if not read_tensor(scale).isfinite().all():
+        raise UserError(f"Tensor {name} holds scales that are not finite: download the checkpoint again.")

@@ -1,0 +1,71 @@
+"""Tensors from file to file in pieces: as they are stored, or as bfloat16. Never a whole tensor in memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from paceline.checkpoint.dequant import BLOCK, dequantise
+from paceline.checkpoint.reader import AGAIN, DTYPES, TensorInfo
+from paceline.errors import UserError
+
+PIECE = 1 << 22  # bytes read at a time
+
+
+def read_tensor(info: TensorInfo) -> Tensor:
+    """All of it, as it is stored. For what is small."""
+    data = b"".join(bytes(piece) for piece in raw_pieces(info))
+    return torch.frombuffer(bytearray(data), dtype=DTYPES[info.dtype]).view(info.shape)
+
+
+def raw_pieces(info: TensorInfo, piece_bytes: int = PIECE) -> Iterator[memoryview]:
+    """The stored bytes in order. A piece is good until the next is asked for: they share one buffer.
+
+    Raises UserError when the file has become too short."""
+    buffer = memoryview(bytearray(min(piece_bytes, info.size)))
+    with info.file.open("rb", buffering=0) as file:
+        file.seek(info.start)
+        left = info.size
+        while left:
+            piece = buffer[:left]
+            got = 0
+            while got < len(piece):
+                count = file.readinto(piece[got:])
+                if not count:
+                    raise UserError(f"{info.file} is truncated: {AGAIN}")
+                got += count
+            left -= got
+            yield piece
+
+
+def bfloat16_pieces(info: TensorInfo, scale: TensorInfo | None) -> Iterator[memoryview]:
+    """The bytes of the tensor as bfloat16, FP8 times its block scales: rounded once, exactly as
+    `dequantise(...).to(bfloat16)` of the whole. Pieces are whole rows of blocks."""
+    scales = None if scale is None else read_tensor(scale)
+    columns = max(1, info.size // DTYPES[info.dtype].itemsize // info.shape[0]) if len(info.shape) > 1 else 1
+    row_bytes = columns * DTYPES[info.dtype].itemsize
+    rows = max(1, PIECE // row_bytes // BLOCK) * BLOCK
+    for number, piece in enumerate(raw_pieces(info, rows * row_bytes)):
+        part = torch.frombuffer(piece, dtype=DTYPES[info.dtype]).view(-1, columns)
+        if scales is not None:
+            part = dequantise(part, scales[number * rows // BLOCK :])
+        yield part.to(torch.bfloat16).view(-1).view(torch.uint8).numpy().data
+
+
+def pieces(info: TensorInfo, scale: TensorInfo | None, dtype: str) -> Iterator[memoryview]:
+    """The bytes of the tensor as `dtype`: as stored, or bfloat16 (the format's word BF16)."""
+    if info.dtype == dtype:
+        return raw_pieces(info)
+    assert dtype == "BF16"
+    return bfloat16_pieces(info, scale)
+
+
+def forget(file: Path) -> None:
+    """Drops what the system keeps of a file in memory, where it can be told to: the next read is from the disk."""
+    if hasattr(os, "posix_fadvise"):
+        with file.open("rb") as opened:
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

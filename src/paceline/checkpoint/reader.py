@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -37,11 +36,10 @@ DTYPES: Mapping[str, torch.dtype] = {
 }
 
 
-@dataclass(frozen=True)
-class TensorInfo:
+class TensorInfo(NamedTuple):
     """What a header tells about one tensor; `dtype` is the format's own word (BF16, F8_E4M3...).
 
-    Its data are the `size` bytes of `file` from `start` on."""
+    Its data are the `size` bytes of `file` from `start` on. A tuple, for there are ninety thousand in a large model."""
 
     file: Path
     dtype: str
@@ -171,10 +169,10 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
 
 def _info(file: Path, entry: Mapping[str, Any], data: int) -> TensorInfo:
     """One entry, whose offsets count from byte `data`. Raises ValueError where they do not fit dtype and shape."""
-    dtype, shape = str(entry["dtype"]), tuple(int(n) for n in entry["shape"])
-    start, end = (int(n) for n in entry["data_offsets"])
+    dtype, shape = str(entry["dtype"]), tuple(map(int, entry["shape"]))
+    start, end = map(int, entry["data_offsets"])
     known = DTYPES.get(dtype)
-    if min((0, start, *shape)) < 0 or end < start:
+    if start < 0 or end < start or min(shape, default=0) < 0:
         raise ValueError("negative sizes")
     if known is not None and math.prod(shape) * known.itemsize != end - start:
         raise ValueError("sizes that do not fit the shape")

@@ -27,6 +27,12 @@ _DEEPSEEK = dict(
     v_head_dim=12, qk_nope_head_dim=16, routed_scaling_factor=2.5, max_position_embeddings=256,
     num_nextn_predict_layers=0,
 )  # fmt: skip
+_GLM = _DENSE | dict(
+    moe_intermediate_size=24, n_shared_experts=2, n_routed_experts=8, num_experts_per_tok=3, n_group=4, topk_group=2,
+    first_k_dense_replace=1, routed_scaling_factor=2.5, head_dim=16, use_qk_norm=True, attention_bias=True,
+    num_nextn_predict_layers=0,
+)  # fmt: skip
+_QWEN3_MOE = _DENSE | dict(num_experts=8, num_experts_per_tok=3, moe_intermediate_size=24, norm_topk_prob=True)
 _LLAMA3 = dict(
     rope_type="llama3", rope_theta=500.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
     original_max_position_embeddings=32,
@@ -52,7 +58,31 @@ CASES: dict[str, dict[str, Any]] = {
     "deepseek_v3 yarn": dict(rope_parameters=_YARN | dict(mscale=1.0, mscale_all_dim=1.0, beta_fast=32, beta_slow=1)),
     "deepseek_v3 yarn, other mscale": dict(rope_parameters=_YARN | dict(mscale=1.0, mscale_all_dim=0.7)),
     "deepseek_v3 half rotation": dict(rope_interleave=False),
+    "glm4_moe": {},
+    "glm4_moe air": dict(use_qk_norm=False, n_group=1, topk_group=1, n_shared_experts=1, routed_scaling_factor=1.0),
+    "glm4_moe quarter rotation, no biases": dict(partial_rotary_factor=0.25, attention_bias=False),
+    "glm4_moe yarn": dict(rope_parameters=_YARN | dict(partial_rotary_factor=0.5)),
+    "mimo": {},
+    "mimo tied, yarn": dict(tie_word_embeddings=True, rope_parameters=_YARN),
+    "qwen3_moe": {},
+    "qwen3_moe unnormalised, wide heads": dict(norm_topk_prob=False, head_dim=16),
+    "qwen3_moe every second layer, one dense": dict(decoder_sparse_step=2, num_hidden_layers=4, mlp_only_layers=[3]),
 }
+_BASES = {"deepseek_v3": _DEEPSEEK, "glm4_moe": _GLM, "qwen3_moe": _QWEN3_MOE}
+
+
+class MiMoConfig(transformers.Qwen2Config):
+    model_type = "mimo"
+
+
+class MiMoForCausalLM(transformers.Qwen2ForCausalLM):
+    """transformers has no MiMo; its target is Qwen2's, as in the modeling file that comes with the weights."""
+
+    config_class = MiMoConfig
+
+
+transformers.AutoConfig.register("mimo", MiMoConfig)
+transformers.AutoModelForCausalLM.register(MiMoConfig, MiMoForCausalLM)
 
 
 @dataclass
@@ -105,19 +135,25 @@ def edit_config(directory: Path, without: str = "", **changes: Any) -> None:
     path.write_text(json.dumps(raw))
 
 
-def classic_rope(directory: Path) -> None:
-    """The same configuration in the words of the public checkpoints: rope_theta, and rope_scaling with `type`."""
-    rope = json.loads((directory / "config.json").read_text())["rope_parameters"]
+def classic_words(directory: Path) -> None:
+    """The same configuration in the words of the public checkpoints: rope_theta, rope_scaling with `type`,
+    partial_rotary_factor beside them, num_experts."""
+    raw = json.loads((directory / "config.json").read_text())
+    rope = raw["rope_parameters"]
     theta, kind = rope.pop("rope_theta"), rope.pop("rope_type")
+    beside = {"partial_rotary_factor": rope.pop("partial_rotary_factor")} if "partial_rotary_factor" in rope else {}
+    if raw["model_type"] == "qwen3_moe":
+        beside["num_experts"] = raw["num_local_experts"]
+        edit_config(directory, without="num_local_experts")
     scaling = None if kind == "default" else {**rope, "type": kind}
-    edit_config(directory, without="rope_parameters", rope_theta=theta, rope_scaling=scaling)
+    edit_config(directory, without="rope_parameters", rope_theta=theta, rope_scaling=scaling, **beside)
 
 
 def _random_model(name: str, more: dict[str, Any]) -> Any:
     """Weights large enough that a wrong scale, norm, bias or rotation shows in the logits."""
     torch.manual_seed(len(name))
     model_type = name.split()[0]
-    base = _DEEPSEEK if model_type.startswith("deepseek") else _DENSE
+    base = _BASES.get(model_type, _DENSE)
     config = transformers.AutoConfig.for_model(model_type, **(base | CASES[name] | more))
     model: nn.Module = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
     with torch.no_grad():

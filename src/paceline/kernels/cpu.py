@@ -70,13 +70,14 @@ def route(x: Tensor, weight: Tensor, bias: Tensor, top: int, normalise: bool, sc
     return reference.shares_of(router_scores(x, weight), bias, top, normalise, scaling)
 
 
-def router_scores(x: Tensor, weight: Tensor) -> Tensor:
-    """sigmoid(x W^T) in float32, [T, hidden] by [E, hidden] to [T, E].
+def router_scores(x: Tensor, weight: Tensor, scoring: str = "sigmoid") -> Tensor:
+    """sigmoid or softmax of x W^T in float32, [T, hidden] by [E, hidden] to [T, E].
 
     A float32 product depends on the row count below 8 rows on the CPU, and a sigmoid at the end of a tensor goes
-    through scalar code; padding to 32 rows makes a row's scores its own."""
+    through scalar code; padding to 32 rows makes a row's scores its own. A softmax is taken row by row anyway."""
     padded = F.pad(x.to(torch.float32), (0, 0, 0, -len(x) % 32))
-    return rowwise(torch.sigmoid, F.linear(padded, weight.to(torch.float32)))[: len(x)]
+    logits = F.linear(padded, weight.to(torch.float32))
+    return (logits.softmax(-1) if scoring == "softmax" else rowwise(torch.sigmoid, logits))[: len(x)]
 
 
 def gated(gate_up: Tensor, shares: Tensor | None = None, width: int = 0) -> Tensor:

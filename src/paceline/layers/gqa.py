@@ -1,4 +1,5 @@
-"""Grouped-query attention as in Llama: fewer key heads than query heads, rotary positions, q, k, v in one product."""
+"""Grouped-query attention as in Llama: fewer key heads than query heads, rotary positions, q, k, v in one product.
+The rotation turns as many numbers of a head as `rope` has: all of them, or the first ones (GLM-4)."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from paceline.layers.rope import Rope
 
 @dataclass(frozen=True)
 class GQASizes:
-    """qk_norm: RMSNorm over each head of q and k before the rotation (Qwen3)."""
+    """qk_norm: RMSNorm over each head of q and k before the rotation (Qwen3, GLM-4.5)."""
 
     hidden_size: int
     num_heads: int

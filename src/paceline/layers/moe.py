@@ -1,12 +1,13 @@
 """Mixture of experts as in DeepSeek-V3:
-sigmoid scores, a correction bias that only steers the choice, groups, shared experts.
+sigmoid scores, a correction bias that only steers the choice, groups, shared experts; or softmax scores and no bias.
 
-Source: DeepSeek-V3 technical report, section 2.1.2; names as in its checkpoints.
+Sources: DeepSeek-V3 technical report, section 2.1.2; Qwen3 technical report, section 2. Names as in their checkpoints.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,8 @@ TOGETHER_AT_MOST = 1 << 20
 
 @dataclass(frozen=True)
 class MoESizes:
+    """scoring: `sigmoid`, with a correction bias (DeepSeek-V3), or `softmax` over all experts, without one (Qwen3)."""
+
     hidden_size: int
     intermediate_size: int
     num_experts: int
@@ -29,23 +32,24 @@ class MoESizes:
     num_shared: int
     normalise: bool
     scaling: float
+    scoring: Literal["sigmoid", "softmax"] = "sigmoid"
 
 
 class Router(nn.Module):
-    """Chooses `top_k` experts per row. weight [E, hidden]; e_score_correction_bias [E] float32."""
+    """Chooses `top_k` experts per row. weight [E, hidden]; e_score_correction_bias [E] float32 or None."""
 
     def __init__(self, sizes: MoESizes) -> None:
         super().__init__()
         self.sizes = sizes
         self.weight = nn.Parameter(torch.empty(sizes.num_experts, sizes.hidden_size))
-        bias = torch.zeros(sizes.num_experts, dtype=torch.float32)
-        self.e_score_correction_bias = nn.Parameter(bias, requires_grad=False)
+        bias = nn.Parameter(torch.zeros(sizes.num_experts, dtype=torch.float32), requires_grad=False)
+        self.e_score_correction_bias = bias if sizes.scoring == "sigmoid" else None
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x [T, hidden] to experts [T, top_k] int64 and their weights [T, top_k] float32."""
-        s = self.sizes
-        scores = router_scores(x, self.weight)
-        choice = scores + self.e_score_correction_bias
+        s, bias = self.sizes, self.e_score_correction_bias
+        scores = router_scores(x, self.weight, s.scoring)
+        choice = scores if bias is None else scores + bias
         if s.top_groups < s.num_groups:
             choice = self.within_groups(choice)
         experts = choice.topk(s.top_k, dim=-1).indices
@@ -56,9 +60,9 @@ class Router(nn.Module):
 
     def shares(self, x: Tensor) -> Tensor:
         """x [T, hidden] to every expert's weight [T, E] float32, 0 for those that were not chosen."""
-        s = self.sizes
-        if s.top_groups == s.num_groups:
-            return route(x, self.weight, self.e_score_correction_bias, s.top_k, s.normalise, s.scaling)
+        s, bias = self.sizes, self.e_score_correction_bias
+        if s.top_groups == s.num_groups and bias is not None:
+            return route(x, self.weight, bias, s.top_k, s.normalise, s.scaling)
         experts, weights = self(x)
         return torch.zeros(len(x), s.num_experts, device=x.device).scatter_(1, experts, weights)
 
@@ -150,18 +154,16 @@ class MoE(nn.Module):
     @torch.no_grad()
     def balance(self, rate: float) -> None:
         """Auxiliary-loss-free balancing: the bias of an overloaded expert falls by `rate`, of an idle one rises."""
-        if self.load is None:
+        bias = self.gate.e_score_correction_bias
+        if self.load is None or bias is None:
             return
         load = self.load.to(torch.float32)
-        self.gate.e_score_correction_bias.add_(rate * torch.sign(load.mean() - load))
+        bias.add_(rate * torch.sign(load.mean() - load))
         self.load = None
 
     def weights(self) -> dict[str, Tensor]:
         gate, up = self.gate_up.chunk(2, dim=1)
-        named: dict[str, Tensor] = {
-            "gate.weight": self.gate.weight,
-            "gate.e_score_correction_bias": self.gate.e_score_correction_bias,
-        }
+        named = prefixed("gate.", dict(self.gate.named_parameters()))
         for e in range(self.sizes.num_experts):
             named[f"experts.{e}.gate_proj.weight"] = gate[e]
             named[f"experts.{e}.up_proj.weight"] = up[e]

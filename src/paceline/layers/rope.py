@@ -20,6 +20,8 @@ from paceline.kernels import rotate
 def rope_parameters(raw: Mapping[str, Any]) -> dict[str, Any]:
     """One dictionary from either spelling of config.json: the classic two fields or the newer `rope_parameters`."""
     merged: dict[str, Any] = {"rope_theta": raw.get("rope_theta", 10000.0)}
+    if raw.get("partial_rotary_factor") is not None:
+        merged["partial_rotary_factor"] = raw["partial_rotary_factor"]
     for name in ("rope_scaling", "rope_parameters"):
         merged.update(raw.get(name) or {})
     merged["rope_type"] = merged.get("rope_type") or merged.get("type") or "default"
@@ -60,9 +62,12 @@ class Rope(nn.Module):
         return (torch.stack((angles.cos(), angles.sin()), dim=1) * self.scale).to(device)
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """x [T, heads, dim] to the same shape, rotated.
+        """x [T, heads, dim or more] to the same shape: the first `dim` numbers of each head rotated, the rest as it is.
         Interleaved pairs come out de-interleaved, for q and k alike."""
-        return rotate(x, cos, sin, self.interleaved)
+        dim = 2 * cos.shape[-1]
+        if dim == x.shape[-1]:
+            return rotate(x, cos, sin, self.interleaved)
+        return torch.cat((rotate(x[..., :dim], cos, sin, self.interleaved), x[..., dim:]), dim=-1)
 
 
 def inverse_frequencies(dim: int, parameters: Mapping[str, Any]) -> tuple[Tensor, float]:

@@ -46,13 +46,20 @@ def weights_of(module: nn.Module) -> dict[str, Tensor]:
 class DecoderModel(nn.Module):
     """A target model of any family: what a family passes in is its layers, its rotary positions and its cache.
 
-    `cache`: what a token leaves behind. Parameters have no values before `runtime.build` loads them."""
+    `cache`: what a token leaves behind. raw_features: the family's MTP modules read the states before the final norm,
+    so that the norm belongs to the head. Parameters have no values before `runtime.build` loads them."""
 
     def __init__(
-        self, config: ModelConfig, cache: CacheSpec, rope: Rope, eps: float, layer: Callable[[int], DecoderLayer]
+        self,
+        config: ModelConfig,
+        cache: CacheSpec,
+        rope: Rope,
+        eps: float,
+        layer: Callable[[int], DecoderLayer],
+        raw_features: bool = False,
     ) -> None:
         super().__init__()
-        self.config, self.cache, self.rope = config, cache, rope
+        self.config, self.cache, self.rope, self.raw_features = config, cache, rope, raw_features
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList([layer(i) for i in range(config.num_hidden_layers)])
         self.norm = RMSNorm(config.hidden_size, eps)
@@ -62,17 +69,21 @@ class DecoderModel(nn.Module):
             self.lm_head.weight = self.embed_tokens.weight
 
     def forward(self, tokens: Tensor, positions: Tensor, attend: Attend, features: Tensor | None = None) -> Tensor:
-        """tokens, positions [T] to the states after the final norm [T, hidden]. `features` is for MTP depths;
-        unused here."""
+        """tokens, positions [T] to the states that `logits` and MTP modules read [T, hidden]: after the final norm,
+        unless `raw_features`. `features` is for MTP depths; unused here."""
         cos, sin = self.rope(positions)
         x = self.embed_tokens(tokens)
         for i, layer in enumerate(self.layers):
             x = layer(i, x, cos, sin, attend)
-        return self.norm(x)  # type: ignore[no-any-return]
+        return x if self.raw_features else self.norm(x)  # type: ignore[no-any-return]
+
+    def normed(self, hidden: Tensor) -> Tensor:
+        """What `forward` returns to what the head reads, [L, hidden]."""
+        return self.norm(hidden) if self.raw_features else hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[L, hidden] to [L, vocab], in the model's dtype."""
-        return self.lm_head(hidden)  # type: ignore[no-any-return]
+        """What `forward` returns [L, hidden] to [L, vocab], in the model's dtype."""
+        return self.lm_head(self.normed(hidden))  # type: ignore[no-any-return]
 
     def weights(self) -> dict[str, Tensor]:
         """Checkpoint name to a view of the parameter: loading copies in, export reads out. A tied head has no name."""

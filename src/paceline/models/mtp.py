@@ -2,7 +2,8 @@
 
 Depth d (1, 2, ...) at place i:  h' = eh_proj(concat(enorm(Emb(t_{i+d})), hnorm(h))),  then one decoder layer of the
 model's own kind, then shared_head.norm; it predicts t_{i+d+1}. h is the target's state at place i (after its final
-norm) for d = 1, and depth d-1's output at place i after that. The rotary position is i.
+norm, unless the family says otherwise) for d = 1, and depth d-1's output at place i after that. The rotary position
+is i.
 """
 
 from __future__ import annotations
@@ -16,9 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from paceline.layers.attention import Attend, CacheSpec
-from paceline.layers.basic import Embedding, Linear, RMSNorm
-from paceline.layers.rope import Rope
-from paceline.models.decoder import DecoderLayer, pack
+from paceline.layers.basic import Linear, RMSNorm
+from paceline.models.decoder import DecoderLayer, DecoderModel, pack
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,15 @@ def _reword(part: str, words: Mapping[str, str]) -> str:
 
 
 class MTPDepth(nn.Module):
-    """One module. Embedding and head are the target's own, as in DeepSeek-V3."""
+    """One module on `target`, whose embedding, head and rotary positions it uses, as in DeepSeek-V3.
 
-    def __init__(self, index: int, block: DecoderLayer, rope: Rope, embed: Embedding, head: Linear, eps: float) -> None:
+    hidden_first: eh_proj reads (hidden state, embedding) rather than (embedding, hidden state)."""
+
+    def __init__(self, index: int, block: DecoderLayer, target: DecoderModel, hidden_first: bool = False) -> None:
         super().__init__()
+        embed, head, eps = target.embed_tokens, target.lm_head, target.norm.eps
         hidden = embed.weight.shape[1]
-        self.index, self.rope = index, rope
+        self.index, self.rope, self.hidden_first = index, target.rope, hidden_first
         self.enorm, self.hnorm = RMSNorm(hidden, eps), RMSNorm(hidden, eps)
         self.eh_proj = Linear(2 * hidden, hidden)
         self.block = block
@@ -74,7 +77,8 @@ class MTPDepth(nn.Module):
         """tokens, positions [T], features [T, hidden] to states after shared_head.norm [T, hidden];
         attends as layer `index`."""
         cos, sin = self.rope(positions)
-        x = self.eh_proj(torch.cat((self.enorm(self.embed_tokens(tokens)), self.hnorm(features)), dim=-1))
+        pair = self.enorm(self.embed_tokens(tokens)), self.hnorm(features)
+        x = self.eh_proj(torch.cat(pair[::-1] if self.hidden_first else pair, dim=-1))
         return self.norm(self.block(self.index, x, cos, sin, attend))  # type: ignore[no-any-return]
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -33,11 +33,12 @@ class Trainee(nn.Module):
         return len(self.mtp.depths) if self.mtp is not None else 0
 
     def hidden(self, batch: Batch, detach: bool = False) -> list[Tensor]:
-        """The states of the target and of each depth, [B*T, hidden] each.
+        """The states of the target and of each depth that the head reads, [B*T, hidden] each.
         `detach`: the depths do not teach the target."""
         tokens, positions, attend = batch.tokens.flatten(), batch.positions.flatten(), training_attend(batch.documents)
-        states = [self.target(tokens, positions, attend)]
-        features = states[0].detach() if detach else states[0]
+        features = self.target(tokens, positions, attend)
+        states = [self.target.normed(features)]
+        features = features.detach() if detach else features
         for d, depth in enumerate(self.mtp.depths if self.mtp is not None else [], 1):
             features = depth(ahead(batch.tokens, d).flatten(), positions, attend, features)
             states.append(features)

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from paceline.errors import UserError
-from paceline.speculative_config import KEYS, parse_speculative_config
+from paceline.speculative_config import KEYS, parse_speculative_config, speculation_options
 
 MODEL, ENGINE, SAMPLING, OUTPUT = "Model", "Engine", "Sampling", "Output"
 
@@ -52,6 +52,14 @@ MtpModules = Annotated[
     typer.Option(
         help="MTP modules used; the last one is recycled for further tokens.",
         show_default="one for each token",
+        rich_help_panel=ENGINE,
+    ),
+]
+DraftModel = Annotated[
+    str | None,
+    typer.Option(
+        help="Directory or Hugging Face id of the MTP modules: an export of them, or a checkpoint (mtp).",
+        show_default="the model's own",
         rich_help_panel=ENGINE,
     ),
 ]
@@ -96,6 +104,7 @@ _ENGINE_FIELDS = (
     "drafter",
     "num_speculative_tokens",
     "mtp_modules",
+    "draft_model",
     "ngram_min",
     "ngram_max",
     "block_size",
@@ -106,24 +115,28 @@ _ENGINE_FIELDS = (
 )
 
 
-_BELONGS_TO = {"mtp_modules": "mtp", "ngram_min": "ngram", "ngram_max": "ngram"}
+_BELONGS_TO = {"mtp_modules": "mtp", "draft_model": "mtp", "ngram_min": "ngram", "ngram_max": "ngram"}
 
 
 def refuse_idle_options(given: dict[str, Any]) -> None:
     """Raises `UserError` for an option that the chosen drafter would not look at."""
     drafter = given["drafter"]
     if given.get("speculative_config") is not None:
-        for name in KEYS.values():
-            if given.get(name) is not None:
-                flag = "--" + name.replace("_", "-")
-                raise UserError(f"{flag} and --speculative-config exclude each other; give one of them.")
-        return
+        _refuse_twice(given)
+        drafter = speculation_options(parse_speculative_config(given["speculative_config"]))["drafter"]
     if drafter == "none" and given["num_speculative_tokens"]:
         raise UserError("--drafter none guesses nothing; leave -k out, or name another drafter.")
     for name, owner in _BELONGS_TO.items():
         if given.get(name) is not None and drafter != owner and (drafter is not None or owner != "mtp"):
             flag = "--" + name.replace("_", "-")
             raise UserError(f"{flag} belongs to --drafter {owner}; add that, or leave {flag} out.")
+
+
+def _refuse_twice(given: dict[str, Any]) -> None:
+    for name in KEYS.values():
+        if given.get(name) is not None:
+            flag = "--" + name.replace("_", "-")
+            raise UserError(f"{flag} and --speculative-config exclude each other; give one of them.")
 
 
 def engine_options(given: dict[str, Any]) -> dict[str, Any]:

@@ -60,11 +60,10 @@ def _parse(line: str, where: str) -> Example:
         raise UserError(f'{where}: write an object with "src" (and "tgt").')
     src, tgt = row["src"], row.get("tgt", "")
     questions, answers = _texts(src), _texts(tgt)
-    if not questions or not all(text.strip() for text in questions) or len(answers) < len(questions) - 1:
-        raise UserError(
-            f'{where}: "src" must be text or a list of texts, none empty, and "tgt" must answer all but the last.'
-        )
-    turns = [text for pair in zip(questions, answers, strict=False) for text in pair][: 2 * len(questions) - 2]
+    told = answers[: len(questions) - 1]
+    if not questions or len(told) < len(questions) - 1 or not all(text.strip() for text in (*questions, *told)):
+        raise UserError(f'{where}: "src" must be text, or a list of texts of which "tgt" answers all but the last.')
+    turns = [text for pair in zip(questions[:-1], told, strict=True) for text in pair]
     return Example(src, tgt, [*turns, questions[-1]], "".join(answers[len(questions) - 1 : len(questions)]))
 
 

@@ -92,7 +92,7 @@ class Line:
         found: dict[str, Any] = {}
         for flag in self.flags:
             value = self.value(flag.name)
-            if flag.to and value is not None:
+            if flag.to and value is not None and (value != "" or flag.words is not None):
                 found[flag.to] = flag.words[str(value)] if flag.words is not None else value
         return found
 
@@ -107,8 +107,9 @@ class Line:
             self.notes.append(f"--{name}={shown_value(self.given[name])}: {why}.")
 
 
-def read_line(words: Sequence[str], flags: tuple[Flag, ...], system: str) -> Line:
-    """Raises `UserError` for an unknown flag (and names the nearest one), a bad value, and whatever is refused.
+def read_line(words: Sequence[str], flags: tuple[Flag, ...], system: str, needed: str = "") -> Line:
+    """Raises `UserError` for an unknown flag (and names the nearest one), a bad value, whatever is refused, and the
+    needed flag when it is missing.
 
     Example: `--block_size 64 --enable_mla` to {"block_size": 64, "enable_mla": True}."""
     known, line, rest = {flag.name: flag for flag in flags}, Line(flags, {}), list(words)
@@ -122,6 +123,8 @@ def read_line(words: Sequence[str], flags: tuple[Flag, ...], system: str) -> Lin
         remark = flag.remark(value)
         if remark and remark not in line.notes:
             line.notes.append(remark)
+    if needed and not line.given.get(needed):
+        raise UserError(f"--{needed} is missing; give one.")
     return line
 
 

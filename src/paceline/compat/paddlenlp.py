@@ -30,7 +30,7 @@ FLAGS = (
     Flag("model_name_or_path", to="model"),
     Flag("dtype", to="dtype"),
     Flag("device", help="cpu or gpu; others are noted, and the device is chosen as usual"),
-    Flag("mode", words={"dynamic": "dynamic", "static": "dynamic"}, fits=("dynamic",), note=GRAPH),
+    Flag("mode", words={"dynamic": "dynamic", "static": "static"}, fits=("dynamic",), note=GRAPH),
     Flag("quant_type", to="quantization", words=QUANTS),
     Flag("speculate_method", to="drafter", words=METHODS, default=""),
     Flag("speculate_max_draft_token_num", int, to="num_speculative_tokens", default=1),
@@ -87,11 +87,8 @@ FLAGS = (
 
 
 def read(words: Sequence[str], flags: tuple[Flag, ...] = FLAGS) -> Line:
-    """Raises `UserError` for what is unknown or cannot be had."""
-    line = read_line(words, flags, "PaddleNLP")
-    if "model_name_or_path" not in line.given:
-        raise UserError("--model_name_or_path is missing; give the directory of the model.")
-    return line
+    """Raises `UserError` for what is unknown, missing or cannot be had."""
+    return read_line(words, flags, "PaddleNLP", needed="model_name_or_path")
 
 
 def understand(words: Sequence[str]) -> tuple[Asked, Line]:

@@ -33,7 +33,7 @@ FLAGS = (
     Flag("model", to="model"),
     Flag("devices", help="cpu, cuda:N or gpu:N; others are noted, and the device is chosen as usual"),
     Flag("draft_model", to="draft_model", help="loaded when num_speculative_tokens is above 0"),
-    Flag("draft_devices", help="must equal devices: a draft lives beside its target"),
+    Flag("draft_devices", help="a draft lives on the target's device; noted unless it equals devices"),
     Flag("num_speculative_tokens", int, to="num_speculative_tokens", default=0, help="0: no speculation"),
     Flag("speculative_algorithm", to="drafter", words={"MTP": "mtp", "mtp": "mtp"}, help="with num_speculative_tokens"),
     Flag("block_size", int, to="block_size", default=128),
@@ -99,23 +99,24 @@ USAGE = "paceline xllm-compat --model DIR [FLAGS]: xLLM's launch flags, and what
 
 def understand(words: Sequence[str]) -> tuple[Asked, Line]:
     """xLLM's command line in our words. Raises `UserError` for what is unknown or cannot be had."""
-    line = read_line(words, FLAGS, "xLLM")
+    line = read_line(words, FLAGS, "xLLM", needed="model")
     options = line.options()
     if "devices" in line.given:
         options["device"] = device_of(str(line.given["devices"]), line, "devices")
     if line.given.get("draft_devices", line.given.get("devices")) != line.given.get("devices"):
         line.note("draft_devices", "a draft lives on the target's device")
-    return Asked.of(line, options | _speculation(line, options)), line
+    _speculation(line, options)
+    return Asked.of(line, options), line
 
 
-def _speculation(line: Line, options: dict[str, Any]) -> dict[str, Any]:
+def _speculation(line: Line, options: dict[str, Any]) -> None:
     """Who drafts: xLLM speculates when, and only when, num_speculative_tokens is above 0."""
-    if options["num_speculative_tokens"] == 0:
+    options["drafter"] = "mtp" if options["num_speculative_tokens"] else "none"
+    if options["drafter"] == "none":
         line.note("draft_model", "it is not loaded, since num_speculative_tokens is 0")
-        return {"drafter": "none", "draft_model": None}
-    if "draft_model" not in options:
+        options.pop("draft_model", None)
+    elif "draft_model" not in options:
         line.notes.append("no --draft_model is given: the model's own MTP modules draft.")
-    return {"drafter": "mtp"}
 
 
 def run(words: Sequence[str]) -> None:

@@ -32,8 +32,9 @@ def appearing(target: Path, overwrite: bool = False, proof: str = "config.json")
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(target)
     work = Path(tempfile.mkdtemp(prefix=_prefix(target), dir=target.parent))
-    held = _lock(work)  # until the process ends, however it ends
+    held = None
     try:
+        held = _lock(work)  # until the process ends, however it ends
         draft = work / "new"
         draft.mkdir()  # with the user's own permissions, unlike `work`
         yield draft

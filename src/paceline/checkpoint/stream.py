@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from math import prod
 from pathlib import Path
 
 import torch
@@ -13,13 +14,17 @@ from paceline.checkpoint.dequant import BLOCK, dequantise
 from paceline.checkpoint.reader import AGAIN, DTYPES, TensorInfo
 from paceline.errors import UserError
 
-PIECE = 1 << 22  # bytes read at a time
+PIECE = 1 << 20  # bytes read at a time: as much as stays in a cache while it is converted, hashed and written
 
 
 def read_tensor(info: TensorInfo) -> Tensor:
     """All of it, as it is stored. For what is small."""
-    data = b"".join(bytes(piece) for piece in raw_pieces(info))
-    return torch.frombuffer(bytearray(data), dtype=DTYPES[info.dtype]).view(info.shape)
+    tensor = torch.empty(info.shape, dtype=DTYPES[info.dtype])
+    data, end = tensor.view(-1).view(torch.uint8).numpy().data, 0
+    for piece in raw_pieces(info):
+        start, end = end, end + len(piece)
+        data[start:end] = piece
+    return tensor
 
 
 def raw_pieces(info: TensorInfo, piece_bytes: int = PIECE) -> Iterator[memoryview]:
@@ -46,13 +51,15 @@ def bfloat16_pieces(info: TensorInfo, scale: TensorInfo | None) -> Iterator[memo
     """The bytes of the tensor as bfloat16, FP8 times its block scales: rounded once, exactly as
     `dequantise(...).to(bfloat16)` of the whole. Pieces are whole rows of blocks."""
     scales = None if scale is None else read_tensor(scale)
-    columns = max(1, info.size // DTYPES[info.dtype].itemsize // info.shape[0]) if len(info.shape) > 1 else 1
+    columns = max(1, prod(info.shape[1:]))
     row_bytes = columns * DTYPES[info.dtype].itemsize
     rows = max(1, PIECE // row_bytes // BLOCK) * BLOCK
-    for number, piece in enumerate(raw_pieces(info, rows * row_bytes)):
+    first = 0  # row of blocks
+    for piece in raw_pieces(info, rows * row_bytes):
         part = torch.frombuffer(piece, dtype=DTYPES[info.dtype]).view(-1, columns)
         if scales is not None:
-            part = dequantise(part, scales[number * rows // BLOCK :])
+            after = first + -(-len(part) // BLOCK)
+            first, part = after, dequantise(part, scales[first:after])
         yield part.to(torch.bfloat16).view(-1).view(torch.uint8).numpy().data
 
 

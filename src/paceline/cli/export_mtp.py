@@ -70,7 +70,7 @@ def _export(plan: ExportPlan, target: Path, console: Console, *, overwrite: bool
     from paceline.checkpoint.export_mtp import export_mtp as export
 
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=plan.total_size * (1 + verify))
         export(plan, target, overwrite=overwrite, verify=verify, advance=lambda n: progress.advance(task, n))
 

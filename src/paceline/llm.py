@@ -151,12 +151,16 @@ class LLM:
 
 
 def engine_config(base: EngineConfig, options: dict[str, Any]) -> EngineConfig:
-    """`base` with some fields changed; raises `UserError` for a field that there is not."""
+    """`base` with some fields changed; raises `UserError` for a field that there is not, or a draft model that
+    nobody would look at."""
     known = [field.name for field in fields(EngineConfig)]
     for name in options:
         if name not in known:
             raise UserError(f"There is no option {name!r}; the engine's options are {', '.join(known)}.")
-    return replace(base, **options)
+    config = replace(base, **options)
+    if options.get("draft_model") is not None and config.drafter != "mtp":
+        raise UserError(f"draft_model belongs to drafter mtp, and drafter {config.drafter} would not look at it.")
+    return config
 
 
 def as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

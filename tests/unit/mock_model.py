@@ -124,7 +124,7 @@ class MockDrafter:
 
     def __init__(self, rng: random.Random, skill: float, trees: bool, lazy: bool) -> None:
         self.rng, self.skill, self.trees, self.lazy = rng, skill, trees, lazy
-        self.max_tokens = 16
+        self.max_tokens, self.suspects = 16, None
         self.known: dict[int, tuple[Request, int]] = {}  # row -> request, count of tokens observed
 
     def observe(self, seen: Seen) -> None:

@@ -30,6 +30,7 @@ def bench(
     drafter: opt.Drafter = None,
     num_speculative_tokens: opt.NumSpeculativeTokens = None,
     mtp_modules: opt.MtpModules = None,
+    draft_model: opt.DraftModel = None,
     model: opt.Model = None,
     dtype: opt.Dtype = None,
     device: opt.Device = None,

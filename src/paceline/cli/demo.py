@@ -36,6 +36,7 @@ def demo(
     repeats: Annotated[int, typer.Option(help="Timed rounds; the table shows their medians.", min=1)] = 5,
     num_speculative_tokens: opt.NumSpeculativeTokens = None,
     mtp_modules: opt.MtpModules = None,
+    draft_model: opt.DraftModel = None,
     model: opt.Model = None,
     dtype: opt.Dtype = None,
     device: opt.Device = None,

@@ -40,6 +40,7 @@ def generate(
     drafter: opt.Drafter = None,
     num_speculative_tokens: opt.NumSpeculativeTokens = None,
     mtp_modules: opt.MtpModules = None,
+    draft_model: opt.DraftModel = None,
     ngram_min: opt.NgramMin = None,
     ngram_max: opt.NgramMax = None,
     speculative_config: opt.SpeculativeConfig = None,

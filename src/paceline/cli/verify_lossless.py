@@ -29,6 +29,7 @@ def verify_lossless(
     drafter: Annotated[
         list[str] | None, typer.Option(help="Only this drafter. Repeatable.", show_default="all")
     ] = None,
+    draft_model: opt.DraftModel = None,
     model: opt.Model = None,
     dtype: opt.Dtype = None,
     device: opt.Device = None,
@@ -50,8 +51,11 @@ def verify_lossless(
     asked = set(drafter or drafter_names())
     if unknown := asked.difference(drafter_names()):
         raise UserError(f"There is no drafter {', '.join(sorted(unknown))}; choose among {', '.join(drafter_names())}.")
+    if draft_model is not None and "mtp" not in asked:
+        raise UserError("--draft-model belongs to --drafter mtp; add that, or leave --draft-model out.")
     arms = [arm for arm in matrix(size) if arm.drafter in asked]
-    llm = LLM(**opt.model_options(given), drafter="none")
+    first = "none" if draft_model is None else "mtp"
+    llm = LLM(**opt.model_options(given), drafter=first, draft_model=draft_model)
     chosen = heldout_prompts()[: size.prompts]
     console = Console()
     report = _run(llm, chosen, arms, console)

@@ -31,10 +31,14 @@ class Seen:
 
 
 class Drafter(Protocol):
-    """`max_tokens`: the most drafts per proposal. `name`: as in `--drafter`."""
+    """`max_tokens`: the most drafts per proposal. `name`: as in `--drafter`. `suspects`: what may be wrong when drafts
+    are right no more often than by chance; None where that is no surprise."""
 
     name: str
     max_tokens: int
+
+    @property
+    def suspects(self) -> str | None: ...
 
     def observe(self, seen: Seen) -> None:
         """The target read these tokens; keep what the next `propose` needs. Cheap: heavy work waits for `propose`."""

@@ -60,8 +60,13 @@ class MTPDrafter:
 
     name = "mtp"
 
-    def __init__(self, mtp: MTP, pool: Pool, sampler: Sampler, max_rows: int) -> None:
+    def __init__(self, mtp: MTP, pool: Pool, sampler: Sampler, max_rows: int, source: str) -> None:
+        """source: where the modules come from, for the user to look at when they guess wrong."""
         self.mtp, self.pool, self.sampler = mtp, pool, sampler
+        self.suspects = (
+            f"the MTP modules of {source}: eh_proj with its halves in the other order, a missing or foreign embedding, "
+            "FP8 scales that were not applied, or modules of another model."
+        )
         self.max_tokens = MAX_SPECULATIVE_TOKENS
         self.depths = [cast(MTPDepth, depth) for depth in mtp.depths]
         depths, hidden = len(self.depths), self.depths[0].norm.weight.shape[0]
@@ -81,10 +86,16 @@ class MTPDrafter:
         mtp = target_runner.load_mtp(wanted, config.draft_model)
         available = len(mtp.depths)
         if config.mtp_modules is not None and config.mtp_modules > available:
-            raise UserError(f"mtp_modules is {config.mtp_modules}, but there are {available}; ask for no more.")
+            raise UserError(f"mtp_modules is {config.mtp_modules}, but the model has {available}; ask for no more.")
         target = target_runner.pool
         pool = Pool(mtp.cache, target.num_blocks, target.block_size, target.k[0].dtype, target.k[0].device)
-        return cls(mtp, pool, Sampler(target_runner.model.config.eos_token_ids), config.max_num_seqs)
+        return cls(
+            mtp,
+            pool,
+            Sampler(target_runner.model.config.eos_token_ids),
+            config.max_num_seqs,
+            config.draft_model or str(target_runner.path),
+        )
 
     def observe(self, seen: Seen) -> None:
         offset = 0

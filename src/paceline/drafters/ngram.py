@@ -21,6 +21,7 @@ class NgramDrafter:
     """Drafts chains from each request's own text. It needs no model and no memory but an index per running request."""
 
     name = "ngram"
+    suspects = None
 
     def __init__(self, ngram_min: int, ngram_max: int, max_tokens: int) -> None:
         self.ngram_min, self.ngram_max, self.max_tokens = ngram_min, ngram_max, max_tokens

@@ -15,6 +15,7 @@ class NoDrafter:
 
     name = "none"
     max_tokens = 0
+    suspects = None
 
     @classmethod
     def build(cls, config: EngineConfig, target_runner: Any) -> NoDrafter:

@@ -12,6 +12,7 @@ from paceline.batch import ForwardBatch
 from paceline.drafters.base import Drafter
 from paceline.engine.admit import Limits, make_requests
 from paceline.engine.assemble import accepted_slots, assemble, offered, seen
+from paceline.engine.canary import Canary
 from paceline.engine.plan import StepOutput
 from paceline.engine.scheduler import Scheduler
 from paceline.engine.stats import EngineStats
@@ -53,7 +54,7 @@ class Engine:
     ) -> None:
         self.target, self.drafter, self.scheduler, self.verify = target, drafter, scheduler, verify
         self.limits, self.eos_token_ids, self.device = limits, tuple(eos_token_ids), device
-        self.stats = EngineStats()
+        self.stats, self.canary = EngineStats(), Canary(drafter.suspects)
 
     def add_request(
         self,
@@ -84,7 +85,7 @@ class Engine:
         request_id: as in the `Request` (each of n samples has its own). No step reports it: its caller knows."""
         request = self.scheduler.abort(request_id)
         if request is not None:
-            self.stats.count_finished(request)
+            self._count_finished(request)
         return request is not None
 
     @property
@@ -125,4 +126,8 @@ class Engine:
         self.stats.count_step(batch.starts[-1], sum(len(output.tokens) for output in outputs))
         for output in outputs:
             if output.request.finish_reason is not None:
-                self.stats.count_finished(output.request)
+                self._count_finished(output.request)
+
+    def _count_finished(self, request: Request) -> None:
+        self.stats.count_finished(request)
+        self.canary.look(self.stats.speculation)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -73,6 +76,7 @@ def test_options_take_the_defaults_of_there() -> None:
         ("--size x", "--size takes a whole number"),
         ("--size 1.5", "--size takes a whole number"),
         ("--share x", "--share takes a number"),
+        ("--share nan", "--share takes a number"),
         ("--graph=maybe", "--graph takes true or false"),
         ("--mode c", "--mode 'c' is not known here; use one of a, b."),
         ("--nodes 2", "--nodes=2 cannot be had: there is one node."),
@@ -140,3 +144,23 @@ def test_the_page_is_written_from_the_tables() -> None:
 
 def test_words_of_truth() -> None:
     assert all(Flag("f", bool).read(word.upper()) is truth for word, truth in TRUTH.items())
+
+
+@pytest.mark.parametrize("module", ["xllm", "predictor", "export_model"])
+def test_help_is_quick_and_light(module: str) -> None:
+    """As `python -m`: exit 0, and no torch before there is something to do."""
+    code = (
+        f"import sys; from paceline.compat.{module} import run\n"
+        "run(['--help']); sys.exit(bool({'torch', 'transformers', 'tokenizers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ)
+    assert done.returncode == 0 and "--block_size" in done.stdout, done.stderr
+
+
+def test_a_mistake_is_exit_2() -> None:
+    words = [sys.executable, "-m", "paceline.compat.predictor", "--modle_name_or_path", "M"]
+    done = subprocess.run(words, capture_output=True, text=True, env=os.environ)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "paceline: PaddleNLP's flag --modle_name_or_path is not known here; did you mean --model_name_or_path?\n"
+    )

@@ -238,6 +238,7 @@ def test_a_plain_export_is_a_copy(words: Callable[[str], list[str]], tmp_path: P
         ("--model_name_or_path M --benchmark", "use `paceline bench`"),
         ("--model_name_or_path M --data_file absent.json", "absent.json cannot be read"),
         ("--model_name_or_path M --output_file absent/x.json", "absent/x.json cannot be written"),
+        ("--model_name_or_path M --output_file .", "cannot be written"),
     ],
 )
 def test_predictor_refuses_in_one_sentence(words: Callable[[str], list[str]], line: str, said: str) -> None:
@@ -295,6 +296,29 @@ def test_what_fails_leaves_the_former_output(words: Callable[[str], list[str]], 
     with pytest.raises(UserError):
         predictor.run(words("--model_name_or_path M --device abacus:3 --max_length 4 --block_size 0"))
     assert {path.name: path.read_text() for path in in_tmp.iterdir()} == {"output.json": "former"}
+
+
+def test_standard_input_may_be_anything(words: Callable[[str], list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe\n"), encoding="utf-8"))
+    with pytest.raises(UserError, match="Standard input is not UTF-8 text"):
+        xllm.run(words("--model M"))
+
+
+@pytest.mark.parametrize(
+    ("devices", "device", "notes"),
+    [
+        ("cpu", "cpu", 0),
+        ("cuda:1", "cuda:1", 0),
+        ("gpu:1,gpu:2", "cuda:1", 1),
+        ("npu:0", None, 1),
+        ("npu:0,npu:1", None, 2),
+    ],
+)
+def test_devices(words: Callable[[str], list[str]], devices: str, device: str | None, notes: int) -> None:
+    asked, _ = xllm.understand(words(f"--model M --devices={devices}"))
+    assert (asked.llm["device"], len(asked.notes)) == (device, notes)
+    asked, _ = xllm.understand(words(f"--model M --devices={devices} --draft_devices=cpu"))
+    assert len(asked.notes) == notes + (devices != "cpu")
 
 
 @pytest.mark.parametrize("command", [xllm.run, predictor.run, export_model.run])

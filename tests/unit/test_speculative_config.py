@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from conftest import write_tiny
 from paceline import LLM, SamplingParams, UserError
+from paceline.cli import main as cli
 from paceline.config import EngineConfig
 from paceline.speculative_config import older_options, parse_speculative_config, speculation_options, translated
 
@@ -103,3 +107,39 @@ def test_llm_takes_both_ways(tiny_model: Path) -> None:
     assert texts[0] == texts[1]
     with pytest.raises(UserError, match="'eagle' has no drafter"):
         LLM(tiny_model, speculative_model="[eagle]E", num_speculative_tokens=5)
+
+
+def test_a_language_model_is_no_draft_yet(tiny_model: Path, tmp_path: Path) -> None:
+    other = write_tiny(tmp_path / "other", num_nextn_predict_layers=0)
+    with pytest.raises(UserError, match="has no MTP modules"):
+        LLM(tiny_model, speculative_model=str(other), num_speculative_tokens=5)
+
+
+def paceline(*words: str) -> None:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr(sys, "argv", ["paceline", "generate", "one two", "--max-tokens", "4", "--json", *words])
+        cli.main()
+    assert (ended.value.code or 0) in (0, 2)
+
+
+def test_the_command_takes_json(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = '{"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 2}'
+    paceline("--model", str(tiny_model), "--speculative-config", config)
+    speculation = json.loads(capsys.readouterr().out)["speculation"]
+    assert (speculation["drafter"], speculation["num_speculative_tokens"]) == ("ngram", 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (['{"method": "ngram"}', "--drafter", "mtp"], "--drafter and --speculative-config exclude each other"),
+        (['{"method": "ngram"}', "-k", "2"], "--num-speculative-tokens and --speculative-config exclude each other"),
+        (['{"method": "ngram"}', "--mtp-modules", "2"], "--mtp-modules belongs to --drafter mtp"),
+        (['{"method": "eagle3"}'], "'eagle3' has no drafter here"),
+        (["{"], "takes a JSON object"),
+    ],
+)
+def test_the_command_refuses_in_one_sentence(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    paceline("--speculative-config", *words)
+    out, err = capsys.readouterr()
+    assert out == "" and said in err and err.count("\n") == 1

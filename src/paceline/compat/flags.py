@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from math import isfinite
 from typing import Any
 
 from paceline.errors import UserError
@@ -24,6 +25,13 @@ def _truth(text: str) -> bool:
     return TRUTH[text.strip().lower()]
 
 
+def _number(text: str) -> float:
+    number = float(text)
+    if not isfinite(number):
+        raise ValueError(text)
+    return number
+
+
 def _whole_numbers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.strip("[]()").replace(",", " ").split())
 
@@ -32,7 +40,7 @@ def _whole_numbers(text: str) -> tuple[int, ...]:
 READERS: dict[type, tuple[Callable[[str], Value], str]] = {
     str: (str, "text"),
     int: (int, "a whole number"),
-    float: (float, "a number"),
+    float: (_number, "a number"),
     bool: (_truth, "true or false"),
     tuple: (_whole_numbers, "whole numbers"),
 }

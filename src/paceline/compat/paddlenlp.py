@@ -95,7 +95,7 @@ def understand(words: Sequence[str]) -> tuple[Asked, Line]:
     """The predictor's command line in our words."""
     line = read(words)
     options = line.options()
-    if "device" in line.given:
+    if line.given.get("device"):
         options["device"] = device_of(str(line.given["device"]), line, "device")
     for part in (_speculation, _lengths, _sampling):
         part(line, options)

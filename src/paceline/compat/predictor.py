@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from errno import EISDIR
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -79,18 +79,19 @@ def _heading(word: str) -> str:
 @contextmanager
 def _appearing(target: Path) -> Iterator[TextIO]:
     """A file that takes its name when the block ends well, and vanishes when it does not."""
+    work = target.parent / f".{target.name}.{os.getpid()}"
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        if target.is_dir():
+            raise IsADirectoryError(EISDIR, "it is a directory")
+        file = work.open("w", encoding="utf-8")
     except OSError as error:
         raise UserError(f"{target} cannot be written ({error.strerror}); name another --output_file.") from None
     try:
-        with open(handle, "w", encoding="utf-8") as file:
+        with file:
             yield file
-        Path(name).chmod(0o644)
-        os.replace(name, target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        work.replace(target)
+    finally:
+        work.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -101,7 +101,7 @@ def understand(words: Sequence[str]) -> tuple[Asked, Line]:
     """xLLM's command line in our words. Raises `UserError` for what is unknown or cannot be had."""
     line = read_line(words, FLAGS, "xLLM", needed="model")
     options = line.options()
-    if "devices" in line.given:
+    if line.given.get("devices"):
         options["device"] = device_of(str(line.given["devices"]), line, "devices")
     if line.given.get("draft_devices", line.given.get("devices")) != line.given.get("devices"):
         line.note("draft_devices", "a draft lives on the target's device")
@@ -151,7 +151,10 @@ def _prompts(line: Line) -> Iterator[str]:
         return
     if sys.stdin.isatty():
         print("Write a prompt a line; an end of file ends.", file=sys.stderr)
-    yield from (text.rstrip("\r\n") for text in sys.stdin if text.strip())
+    try:
+        yield from (text.rstrip("\r\n") for text in sys.stdin if text.strip())
+    except UnicodeDecodeError as error:
+        raise UserError(f"Standard input is not UTF-8 text ({error.reason}); convert it first.") from None
 
 
 if __name__ == "__main__":

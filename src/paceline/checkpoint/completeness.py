@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from paceline.checkpoint.facts import SCALES, Facts
+from paceline.checkpoint.facts import Facts
 from paceline.checkpoint.layouts import layout_name
 from paceline.checkpoint.map import not_of_target
 
@@ -43,9 +43,9 @@ def of_target(facts: Facts) -> Difference:
     """Of a draft directory, or an unknown family, nothing is expected and nothing is odd."""
     if facts.plan is None or facts.config is None or facts.is_draft:
         return Difference(0, (), (), ())
-    rest = facts.tensors.keys() - facts.plan.target.keys() - facts.of_modules
+    rest = facts.weights.keys() - facts.plan.target.keys() - facts.of_modules
     config = facts.config
-    left_over = [name for name in rest if weight_of(name) not in facts.plan.target and not not_of_target(name, config)]
+    left_over = [name for name in rest if not not_of_target(name, config)]
     return _difference(facts, facts.plan.target, left_over)
 
 
@@ -56,7 +56,7 @@ def of_module(facts: Facts, depth: int) -> Difference:
     expected = facts.plan.modules[depth] if depth < len(facts.plan.modules) else {}
     views = {layout_name(facts.layout, depth, part, config): view for part, view in expected.items()}
     views |= {found[part]: view for part, view in facts.plan.shared.items() if part in found}
-    left_over = [n for n in found.values() if weight_of(n) not in views and not n.endswith(COMPUTED)]
+    left_over = [n for n in found.values() if n in facts.weights and n not in views and not n.endswith(COMPUTED)]
     return _difference(facts, views, left_over if expected else [])
 
 
@@ -84,11 +84,3 @@ def _difference(facts: Facts, views: Mapping[str, Tensor], left_over: Iterable[s
     missing = tuple(name for name in views if name not in there)
     misshapen = tuple(n for n, view in views.items() if n in there and there[n].shape != tuple(view.shape))
     return Difference(len(views) - len(missing) - len(misshapen), missing, misshapen, tuple(sorted(left_over)))
-
-
-def weight_of(name: str) -> str:
-    """A scale belongs to its weight."""
-    for ending in SCALES:
-        if name.endswith(ending):
-            return name.removesuffix(ending) + ".weight"
-    return name

@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from paceline.checkpoint.completeness import in_gap, of_module, of_target, weight_of
+import torch
+
+from paceline.checkpoint.completeness import in_gap, of_module, of_target
 from paceline.checkpoint.dequant import BLOCK
-from paceline.checkpoint.facts import Facts
+from paceline.checkpoint.facts import SCALES, Facts, Plan
 from paceline.checkpoint.odd_files import FILE_CHECKS
 
 Check = Callable[[Facts], Iterator[str]]
@@ -98,7 +100,7 @@ def fp8_without_scales(facts: Facts) -> Iterator[str]:
 def scales_without_fp8(facts: Facts) -> Iterator[str]:
     alone, idle = [], []
     for name in facts.scales:
-        weight = facts.weights.get(weight_of(name))
+        weight = facts.weights.get(_weight_of(name))
         if weight is None:
             alone.append(name)
         elif weight.dtype in _FLOATS:
@@ -125,7 +127,9 @@ def quantisation_told(facts: Facts) -> Iterator[str]:
 
 def mixed_types(facts: Facts) -> Iterator[str]:
     """Among the plain floating-point weights, but those that a family keeps in float32 whatever the others are."""
-    kept = _kept_in_float32(facts)
+    if facts.plan is None:
+        return
+    kept = _kept_in_float32(facts.plan, facts.modules)
     names: dict[str, list[str]] = {}
     for name, info in facts.weights.items():
         if info.dtype in _FLOATS and name not in kept:
@@ -138,12 +142,12 @@ def mixed_types(facts: Facts) -> Iterator[str]:
         yield f"config.json says {told}, but the weights are stored as {_WORDS[main]}."
 
 
-def _kept_in_float32(facts: Facts) -> set[str]:
-    if facts.plan is None:
-        return set()
-    kept = {name for name, view in facts.plan.target.items() if view.dtype.itemsize == 4}
-    for depth, parts in zip(facts.modules.values(), facts.plan.modules, strict=False):
-        kept |= {depth[part] for part, view in parts.items() if view.dtype.itemsize == 4 and part in depth}
+def _kept_in_float32(plan: Plan, found: Mapping[int, Mapping[str, str]]) -> set[str]:
+    """Names in the target, and in the MTP modules; of modules that are not promised, all."""
+    kept = {name for name, view in plan.target.items() if view.dtype == torch.float32}
+    for depth, parts in found.items():
+        planned = plan.modules[depth] if depth < len(plan.modules) else {}
+        kept |= {name for part, name in parts.items() if part not in planned or planned[part].dtype == torch.float32}
     return kept
 
 
@@ -155,6 +159,11 @@ def tied_head(facts: Facts) -> Iterator[str]:
 def several(names: Sequence[str]) -> str:
     """Example: `a (and 2 more)`."""
     return names[0] + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")
+
+
+def _weight_of(scale: str) -> str:
+    ending = next(ending for ending in SCALES if scale.endswith(ending))
+    return scale.removesuffix(ending) + ".weight"
 
 
 def _kind(facts: Facts) -> str:

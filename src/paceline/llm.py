@@ -47,7 +47,7 @@ class LLM:
         **engine_options: Any,
     ) -> None:
         options = {"drafter": drafter, "num_speculative_tokens": num_speculative_tokens, **engine_options}
-        config = engine_config(EngineConfig(), translated(options, vars(EngineConfig())))
+        config = engine_config(EngineConfig(), options)
         if threads is not None and threads < 1:
             raise UserError("threads must be at least 1.")
         if threads is not None:
@@ -153,7 +153,7 @@ class LLM:
 def engine_config(base: EngineConfig, options: dict[str, Any]) -> EngineConfig:
     """`base` with some fields changed; raises `UserError` for a field that there is not, or a draft model that
     nobody would look at."""
-    known = [field.name for field in fields(EngineConfig)]
+    known, options = [field.name for field in fields(EngineConfig)], translated(options, vars(base))
     for name in options:
         if name not in known:
             raise UserError(f"There is no option {name!r}; the engine's options are {', '.join(known)}.")

@@ -103,8 +103,10 @@ def test_llm_takes_both_ways(tiny_model: Path) -> None:
     older = LLM(tiny_model, speculative_model="[ngram]", num_speculative_tokens=5, ngram_prompt_lookup_max=4)
     assert (older.drafter, older.config.ngram_min, older.config.ngram_max) == ("ngram", 1, 4)
     params = SamplingParams(max_tokens=8)
-    texts = [llm.generate("one two", params)[0].outputs[0].text for llm in (current, older)]
-    assert texts[0] == texts[1]
+    changed = current.with_options(speculative_config={"method": "none"})
+    assert (changed.drafter, changed.num_speculative_tokens) == ("none", 0)
+    texts = [llm.generate("one two", params)[0].outputs[0].text for llm in (current, older, changed)]
+    assert len(set(texts)) == 1
     with pytest.raises(UserError, match="'eagle' has no drafter"):
         LLM(tiny_model, speculative_model="[eagle]E", num_speculative_tokens=5)
 

@@ -31,6 +31,7 @@ def bench(
     num_speculative_tokens: opt.NumSpeculativeTokens = None,
     mtp_modules: opt.MtpModules = None,
     draft_model: opt.DraftModel = None,
+    speculative_config: opt.SpeculativeConfig = None,
     model: opt.Model = None,
     dtype: opt.Dtype = None,
     device: opt.Device = None,

@@ -24,6 +24,13 @@ LINES = [
     "one two three four five six",
 ]
 
+# What turns `tiny_config` into another family with MTP modules.
+MTP_FAMILIES: dict[str, dict[str, Any]] = {
+    "deepseek_v3": {},
+    "glm4_moe": dict(model_type="glm4_moe", num_key_value_heads=2, head_dim=32, use_qk_norm=True, attention_bias=True),
+    "mimo": dict(model_type="mimo", num_key_value_heads=2, head_dim=32),
+}
+
 
 def tiny_config(**changes: Any) -> dict[str, Any]:
     """A DeepSeek-V3 config.json with every part that the family has, as small as it gets."""

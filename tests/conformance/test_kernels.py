@@ -73,6 +73,18 @@ def test_a_kernel_equals_the_reference_and_a_row_is_its_own(
         assert torch.equal(case(cpu, slice(start, end)), whole[start:end])
 
 
+@pytest.mark.parametrize("scoring", ["sigmoid", "softmax"])
+@torch.inference_mode()
+def test_a_routers_scores_of_a_row_are_its_own(scoring: str) -> None:
+    x, weight = draw(300, 512), 0.1 * draw(100, 512, seed=1)
+    whole = cpu.router_scores(x, weight, scoring)
+    logits = x.double() @ weight.double().T
+    truth = logits.sigmoid() if scoring == "sigmoid" else logits.softmax(-1)
+    torch.testing.assert_close(whole.double(), truth, rtol=1e-4, atol=1e-6)
+    for rows in (1, 2, 7, 33, 100):
+        assert torch.equal(torch.cat([cpu.router_scores(part, weight, scoring) for part in x.split(rows)]), whole)
+
+
 @compiled
 @pytest.mark.parametrize(("context", "first"), [(0, 0), (30, 0), (0, 3), (5, 9), (30, 2)])
 def test_softmax_equals_the_reference(context: int, first: int) -> None:

@@ -20,8 +20,12 @@ from paceline.checkpoint.writer import write_checkpoint
 from paceline.errors import UserError
 from paceline.runtime.build import load_mtp, load_target
 
-MTP_CASES = ("deepseek_v3", "deepseek_v3 plain queries, one group", "deepseek_v3 yarn")
+MTP_CASES = (
+    "deepseek_v3", "deepseek_v3 plain queries, one group", "deepseek_v3 yarn", "glm4_moe", "glm4_moe air", "mimo",
+    "mimo tied, yarn",
+)  # fmt: skip
 DEPTHS = 3
+MtpModel = getattr(transformers.modeling_layers, "MtpModel", None)
 
 
 @pytest.fixture(scope="module", params=MTP_CASES)
@@ -38,7 +42,7 @@ def mtp_oracle(reference: Reference, tokens: Tensor) -> tuple[Tensor, list[Tenso
     """The technical report, line by line: the target's states, then each depth's outputs and logits, teacher forced.
 
     Depth d's row i sees token i + d and depth d-1's row i. The blocks are transformers' own decoder layers."""
-    whole, eps = reference.model.model, reference.model.config.rms_norm_eps
+    whole, eps, words = reference.model.model, reference.model.config.rms_norm_eps, reference.words
     first = len(whole.layers) - DEPTHS
     embedded = reference.model.get_input_embeddings()(tokens)
 
@@ -52,13 +56,12 @@ def mtp_oracle(reference: Reference, tokens: Tensor) -> tuple[Tensor, list[Tenso
     h = embedded
     for index in range(first):
         h = layer(index, h)
-    target = h = rms(h, whole.norm.weight, eps)
+    target = h = h if words.raw_features else rms(h, whole.norm.weight, eps)
     outputs, logits = [], []
-    for d in range(1, DEPTHS + 1):
-        weight = {n: reference.mtp[f"model.layers.{first + d - 1}.{n}.weight"] for n in ("enorm", "hnorm", "eh_proj")}
-        joined = torch.cat((rms(embedded[d:], weight["enorm"], eps), rms(h[:-1], weight["hnorm"], eps)), dim=-1)
-        block = layer(first + d - 1, joined @ weight["eh_proj"].T)
-        h = rms(block, reference.mtp[f"model.layers.{first + d - 1}.shared_head.norm.weight"], eps)
+    for d, weight in enumerate(reference.mtp, 1):
+        token, state = rms(embedded[d:], weight["enorm"], eps), rms(h[:-1], weight["hnorm"], eps)
+        joined = torch.cat((state, token) if words.hidden_first else (token, state), dim=-1)
+        h = rms(layer(first + d - 1, joined @ weight["eh_proj"].T), weight["norm"], eps)
         outputs.append(h)
         logits.append(h @ reference.model.lm_head.weight.T)
     return target, outputs, logits
@@ -76,6 +79,27 @@ def test_mtp_dense_is_the_papers(mtp_reference: Reference) -> None:
             h = depth(tokens[d:], torch.arange(size), DenseAttend(torch.zeros(1, size, dtype=torch.int64)), h[:-1])
             torch.testing.assert_close(h, expected[d - 1], atol=TOLERANCE, rtol=0)
             assert_close(depth.logits(h), expected_logits[d - 1])
+
+
+@pytest.mark.skipif(MtpModel is None, reason="this version of transformers has no MTP modules")
+def test_mtp_is_what_transformers_makes_of_the_same_checkpoint(mtp_reference: Reference) -> None:
+    """transformers finds the tensors by the layer numbers of the public checkpoints, here those of the tiny ones."""
+    if mtp_reference.model.config.model_type == "mimo":
+        pytest.skip("transformers has no MiMo")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(mtp_reference.directory, attn_implementation="eager")
+    first = theirs.config.num_hidden_layers
+    theirs._keys_to_ignore_on_load_unexpected = [rf"model\.layers\.{first + d}\." for d in range(DEPTHS)]
+    modules, tokens = MtpModel.from_pretrained(theirs.eval()).eval(), tokens_of(50)
+    target = load_target(mtp_reference.directory)
+    ours, positions = load_mtp(mtp_reference.directory, target), torch.arange(50)
+    with torch.inference_mode():
+        h = target(tokens, positions, DenseAttend(torch.zeros(1, 50, dtype=torch.int64)))
+        g = theirs(tokens[None], output_hidden_states=True).hidden_states[-1]
+        for d, depth in enumerate(ours.depths, 1):
+            size = 50 - d
+            h = depth(tokens[d:], positions[:size], DenseAttend(torch.zeros(1, size, dtype=torch.int64)), h[:-1])
+            g = modules.forward_layer(d - 1, g[:, :-1], positions[None, :size], None, input_ids=tokens[None, d:])
+            assert_close(depth.logits(h), modules.shared_head(g)[0])
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -125,8 +149,9 @@ def test_the_first_modules_alone(mtp_reference: Reference) -> None:
     assert one.depths[0].eh_proj.weight.shape == (HIDDEN, 2 * HIDDEN)
 
 
-def test_copies_of_the_shared_tensors_must_be_copies(tmp_path: Path) -> None:
-    make_mtp_reference("deepseek_v3", tmp_path, 1)
+@pytest.mark.parametrize("family", ["deepseek_v3", "glm4_moe"])
+def test_copies_of_the_shared_tensors_must_be_copies(tmp_path: Path, family: str) -> None:
+    make_mtp_reference(family, tmp_path, 1)
     head = load_file(tmp_path / "model.safetensors")["lm_head.weight"]
     name = "model.layers.3.shared_head.head.weight"
     edit_tensors(tmp_path, {name: head})

@@ -85,13 +85,40 @@ transformers.AutoConfig.register("mimo", MiMoConfig)
 transformers.AutoModelForCausalLM.register(MiMoConfig, MiMoForCausalLM)
 
 
+@dataclass(frozen=True)
+class Words:
+    """Where a family keeps MTP module d, its words for what DeepSeek calls enorm, hnorm, eh_proj and shared_head.norm,
+    and what else it does its own way: the projection reads the hidden state first, the first module reads the target's
+    state before the final norm."""
+
+    where: str = "model.layers.{layer}."
+    enorm: str = "enorm"
+    hnorm: str = "hnorm"
+    eh_proj: str = "eh_proj"
+    norm: str = "shared_head.norm"
+    hidden_first: bool = False
+    raw_features: bool = False
+
+
+# Xiaomi's fork of vLLM: models/mimo.py and models/mimo_mtp.py
+_MIMO = Words(
+    "model.mtp_layers.{depth}.", "token_layernorm", "hidden_layernorm", "input_proj", "final_layernorm",
+    hidden_first=True, raw_features=True,
+)  # fmt: skip
+
+
 @dataclass
 class Reference:
-    """A transformers model in float32 and where it is saved. `mtp`: the tensors no transformers model has."""
+    """A transformers model in float32 and where it is saved. `mtp`: of each MTP module, the tensors that no decoder
+    layer has, by DeepSeek's words."""
 
     model: Any
     directory: Path
-    mtp: dict[str, Tensor] = field(default_factory=dict)
+    mtp: list[dict[str, Tensor]] = field(default_factory=list)
+
+    @property
+    def words(self) -> Words:
+        return _MIMO if self.model.config.model_type == "mimo" else Words()
 
     @torch.inference_mode()
     def logits(self, tokens: Tensor) -> Tensor:
@@ -111,11 +138,15 @@ def make_mtp_reference(name: str, directory: Path, num_modules: int) -> Referenc
     main = _DEEPSEEK["num_hidden_layers"]
     reference = Reference(_random_model(name, {"num_hidden_layers": main + num_modules}), directory)
     reference.model.save_pretrained(directory)
-    for layer in range(main, main + num_modules):
-        for part, shape in {"enorm": (HIDDEN,), "hnorm": (HIDDEN,), "eh_proj": (HIDDEN, 2 * HIDDEN)}.items():
-            reference.mtp[f"model.layers.{layer}.{part}.weight"] = torch.randn(shape) * 0.2 + (len(shape) == 1)
-        reference.mtp[f"model.layers.{layer}.shared_head.norm.weight"] = torch.randn(HIDDEN) * 0.2 + 1
-    edit_tensors(directory, reference.mtp)
+    shapes = {"enorm": (HIDDEN,), "hnorm": (HIDDEN,), "norm": (HIDDEN,), "eh_proj": (HIDDEN, 2 * HIDDEN)}
+    tensors = load_file(directory / "model.safetensors")
+    for depth in range(num_modules):
+        drawn = {part: torch.randn(shape) * 0.2 + (len(shape) == 1) for part, shape in shapes.items()}
+        reference.mtp.append(drawn)
+        old, new = f"model.layers.{main + depth}.", reference.words.where.format(layer=main + depth, depth=depth)
+        tensors = {name.replace(old, new): tensor for name, tensor in tensors.items()}
+        tensors |= {f"{new}{getattr(reference.words, part)}.weight": tensor for part, tensor in drawn.items()}
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     edit_config(directory, num_hidden_layers=main, num_nextn_predict_layers=num_modules)
     return reference
 

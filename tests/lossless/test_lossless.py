@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from conftest import MTP_FAMILIES, write_tiny
 from paceline.assets import heldout_prompts
 from paceline.bench.lossless import CIRCUMSTANCES, FULL, QUICK, Arm, differences, matrix, verify_lossless
 from paceline.drafters import drafter_names
@@ -35,6 +36,15 @@ def test_every_arm_gives_the_same_tokens(llm: LLM, way: str, monkeypatch: pytest
     if way == "plain torch":
         monkeypatch.setattr(native, "library", lambda: None)
     report = verify_lossless(llm, PROMPTS * 2, matrix(replace(QUICK, max_tokens=40, lengths=(1, 3, 5))))
+    assert report.differences == []
+    assert report.accepted > 0 and report.prefix_hit_tokens > 0 and report.preemptions > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", sorted(MTP_FAMILIES.keys() - {"deepseek_v3"}))
+def test_other_families_give_the_same_tokens(family: str, tmp_path: Path) -> None:
+    llm = LLM(write_tiny(tmp_path / family, **MTP_FAMILIES[family]))
+    report = verify_lossless(llm, PROMPTS * 2, matrix(replace(QUICK, max_tokens=32, lengths=(3,), batches=(4,))))
     assert report.differences == []
     assert report.accepted > 0 and report.prefix_hit_tokens > 0 and report.preemptions > 0
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from conftest import write_tiny
+from conftest import MTP_FAMILIES, write_tiny
 from paceline.cache.dense import DenseAttend
 from paceline.config import EngineConfig
 from paceline.drafters.mtp import MTPDrafter
@@ -25,36 +25,37 @@ DEPTHS, BLOCK = 3, 8
 BASE = EngineConfig(block_size=BLOCK, max_num_seqs=4, max_model_len=96, num_speculative_tokens=DEPTHS)
 
 
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
-    directory = write_tiny(tmp_path_factory.mktemp("models") / "three", num_nextn_predict_layers=DEPTHS)
+@pytest.fixture(scope="module", params=MTP_FAMILIES)
+def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+    changes = MTP_FAMILIES[request.param] | {"num_nextn_predict_layers": DEPTHS}
+    directory = write_tiny(tmp_path_factory.mktemp("models") / "three", **changes)
     return Loaded.from_dir(directory, "float32")  # float32: the two ways of MLA agree to far less than any real error
 
 
 class Recorder(DenseAttend):
-    """Dense attention that keeps the keys which a cache would hold. MLA hands over latents as in serving."""
+    """Dense attention that keeps what a cache would hold. MLA hands over latents as in serving."""
 
     absorbed = True
 
     def __init__(self, length: int) -> None:
         super().__init__(torch.zeros(1, length, dtype=torch.int64))
-        self.keys: dict[int, Tensor] = {}
+        self.kept: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        self.keys[layer] = k
+        self.kept[layer] = (k, v)
         return super().__call__(layer, q, k, v, scale)
 
 
 @torch.inference_mode()
-def from_scratch(loaded: Loaded, drafter: MTPDrafter, tokens: list[int]) -> list[Tensor]:
-    """Depth d's entries (index d - 1) for slots d, d + 1, ..: made from the whole text at once, in places."""
+def from_scratch(loaded: Loaded, drafter: MTPDrafter, tokens: list[int]) -> list[tuple[Tensor, Tensor]]:
+    """Depth d's keys and values (index d - 1) for slots d, d + 1, ..: made from the whole text at once, in places."""
     ids = torch.tensor(tokens)
     features = loaded.target(ids, torch.arange(len(ids)), DenseAttend(torch.zeros(1, len(ids), dtype=torch.int64)))
     entries = []
     for d, depth in enumerate(drafter.mtp.depths[: len(ids) - 1], 1):
         attend = Recorder(len(ids) - d)
         features = depth(ids[d:], torch.arange(len(ids) - d), attend, features[: len(ids) - d])
-        entries.append(attend.keys[d - 1])
+        entries.append(attend.kept[d - 1])
     return entries
 
 
@@ -70,9 +71,9 @@ def assert_exact(loaded: Loaded, engine: Engine, requests: list[Request]) -> int
         end = drafter.reached[request.row] if waiting is None else waiting.start
         slots = torch.tensor([request.blocks[p // BLOCK] * BLOCK + p % BLOCK for p in range(end)], dtype=torch.int64)
         for d, entries in enumerate(from_scratch(loaded, drafter, request.tokens[:end]), 1):
-            cached = drafter.pool.k[d - 1][slots[d:]]
-            torch.testing.assert_close(cached.float(), entries.float(), rtol=1e-3, atol=1e-4)
-            compared += len(entries)
+            for cached, entry in zip((drafter.pool.k[d - 1], drafter.pool.v[d - 1]), entries, strict=True):
+                torch.testing.assert_close(cached[slots[d:]].float(), entry.float(), rtol=1e-3, atol=1e-4)
+            compared += len(entries[0])
     return compared
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import random_weights, tiny_config
+from conftest import MTP_FAMILIES, random_weights, tiny_config
 from paceline.batch import Row, make_batch
 from paceline.cache.attend import PagedAttend
 from paceline.cache.pool import Pool
@@ -25,11 +25,16 @@ needs_bf16 = pytest.mark.skipif(
     pack_weight(torch.ones(4, 4, dtype=BF16)) is None, reason="this CPU has no bf16 products"
 )
 
+QWEN3_MOE = {"model_type": "qwen3_moe", "num_nextn_predict_layers": 0, "num_key_value_heads": 2, "head_dim": 32}
 SHAPES: dict[str, dict[str, Any]] = {
     "small: heads and experts fused": {},
     "query rank: heads apart": {"q_lora_rank": 48},
     "large experts: one by one": {"n_routed_experts": 32, "moe_intermediate_size": 192, "n_group": 1},
     "no shared expert": {"n_shared_experts": 0},
+    "grouped heads, partly turned": MTP_FAMILIES["glm4_moe"],
+    "dense, biases": MTP_FAMILIES["mimo"],
+    "softmax router": QWEN3_MOE | {"num_experts": 8},
+    "softmax router, large experts": QWEN3_MOE | {"num_experts": 32, "moe_intermediate_size": 192},
 }
 
 

@@ -111,7 +111,8 @@ CASES = (
     Case("wrong total_size", "tells a total_size of 5 bytes, but its tensors have",
          files=lambda d: sharded(d, total_size=5)),
     Case("no total_size", "does not tell total_size", files=sharded),
-    Case("file and index", f"There are both {SINGLE} and {INDEX}", files=lambda d: (d / INDEX).write_text("{}")),
+    Case("file and index", f"There is {SINGLE}, and an {INDEX} that names other files", files=lambda d:
+         (d / INDEX).write_text('{"weight_map": {"a": "b.safetensors"}}')),
     Case("no tokenizer", "There is no tokenizer", files=lambda d: (d / "tokenizer.json").unlink()),
     Case("no chat template", "There is no chat template",
          files=lambda d: (d / "tokenizer_config.json").write_text("{}")),

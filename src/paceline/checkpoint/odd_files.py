@@ -34,10 +34,12 @@ def index_told(facts: Facts) -> Iterator[str]:
     """The index beside the files."""
     if INDEX not in facts.files:
         return
-    if SINGLE in facts.files:
-        yield f"There are both {SINGLE} and {INDEX}: the index is not read."
+    index = read_json(facts.directory / INDEX)
+    shards = index.get("weight_map")
+    if SINGLE in facts.files and not (isinstance(shards, dict) and {SINGLE}.issuperset(map(str, shards.values()))):
+        yield f"There is {SINGLE}, and an {INDEX} that names other files: only the first is read."
         return
-    metadata = read_json(facts.directory / INDEX).get("metadata")
+    metadata = index.get("metadata")
     told = metadata.get("total_size") if isinstance(metadata, dict) else None
     there = sum(info.size for info in facts.tensors.values())
     if told is None:

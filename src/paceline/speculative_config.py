@@ -28,7 +28,7 @@ OLDER = {
     "ngram_prompt_lookup_min": "prompt_lookup_min",
 }
 NGRAM = ("ngram", "[ngram]")
-OWNERS = {"draft_model": "mtp", "draft_quantization": "mtp", "ngram_max": "ngram", "ngram_min": "ngram"}
+METHOD_OF = {"model": "mtp", "quantization": "mtp", "prompt_lookup_max": "ngram", "prompt_lookup_min": "ngram"}
 
 
 def parse_speculative_config(text: str) -> dict[str, Any]:
@@ -83,11 +83,10 @@ def speculation_options(config: Mapping[str, Any]) -> dict[str, Any]:
     drafter = _drafter(given)
     if given.get("model") in NGRAM:
         del given["model"]
+    for key, method in METHOD_OF.items():
+        if key in given and drafter != method:
+            raise UserError(f"speculative_config: {key} belongs to method {method}; leave it out, or name that method.")
     options = {KEYS[key]: value for key, value in given.items()} | {"drafter": drafter}
-    for option, owner in OWNERS.items():
-        if option in options and drafter != owner:
-            (key,) = [key for key, name in KEYS.items() if name == option]
-            raise UserError(f"speculative_config: {key} belongs to method {owner}; leave it out, or name that method.")
     if drafter == "none":
         options["num_speculative_tokens"] = 0
     bounds = [options[name] for name in ("ngram_max", "ngram_min") if name in options]

@@ -128,11 +128,11 @@ def test_xllm_means_our_options(words: Callable[[str], list[str]], draft: Path) 
 
 
 def test_xllm_without_speculation_loads_no_draft(words: Callable[[str], list[str]]) -> None:
-    asked, _ = xllm.understand(words(XLLM.replace("--num_speculative_tokens 1", "")))
+    asked, line = xllm.understand(words(XLLM.replace("--num_speculative_tokens 1", "")))
     assert asked.llm["drafter"] == "none" and "draft_model" not in asked.llm
-    assert any("--draft_model=" in note and "is 0" in note for note in asked.notes)
-    asked, _ = xllm.understand(words("--model M --num_speculative_tokens 2"))
-    assert asked.llm["drafter"] == "mtp" and "own MTP modules" in asked.notes[-1]
+    assert any("--draft_model=" in note and "is 0" in note for note in line.notes)
+    asked, line = xllm.understand(words("--model M --num_speculative_tokens 2"))
+    assert asked.llm["drafter"] == "mtp" and "own MTP modules" in line.notes[-1]
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_predictor_means_our_options(words: Callable[[str], list[str]], draft: P
     asked, _ = paddlenlp.understand(words(REFERENCE))
     ngrams = {"drafter": "ngram", "num_speculative_tokens": 5, "ngram_max": 2, "ngram_min": 1, "dtype": "float16"}
     assert ngrams.items() <= asked.llm.items()
-    asked, _ = paddlenlp.understand(words(DYNAMIC))
+    asked, line = paddlenlp.understand(words(DYNAMIC))
     assert asked.llm == {
         "model": str(bundled_model()), "dtype": "bfloat16", "quantization": "int8", "drafter": "mtp",
         "num_speculative_tokens": 1, "draft_model": str(draft), "max_model_len": 2048, "max_num_seqs": 1,
@@ -177,14 +177,14 @@ def test_predictor_means_our_options(words: Callable[[str], list[str]], draft: P
         12,
         1,
     )
-    noted = [note.split("=")[0] for note in asked.notes]
+    noted = [note.split("=")[0] for note in line.notes]
     assert noted == [
         "--inference_model", "--append_attn", "--return_full_hidden_states", "--mla_use_matrix_absorption",
         "--speculate_max_ngram_size", "--total_max_length",
     ]  # fmt: skip
-    asked, _ = paddlenlp.understand(words(STATIC.replace("OUT", "M")))
+    asked, line = paddlenlp.understand(words(STATIC.replace("OUT", "M")))
     assert (asked.llm["quantization"], asked.llm["draft_quantization"]) == ("fp8", "fp8")
-    assert "--mode=static" in asked.notes[0]
+    assert "--mode=static" in line.notes[0]
 
 
 @needs_quantization
@@ -275,8 +275,8 @@ def test_greedy_in_other_words() -> None:
     """top_p 0 keeps the likeliest token alone; greedy search does not look at the temperature."""
     model = f"--model_name_or_path {bundled_model()}"
     for line in ("--top_p 0", "--decode_strategy greedy_search --temperature 0.5", "--temperature 0"):
-        asked, _ = paddlenlp.understand(shlex.split(f"{model} {line}"))
-        assert asked.params.temperature == 0 and len(asked.notes) == (line != "--temperature 0")
+        asked, read = paddlenlp.understand(shlex.split(f"{model} {line}"))
+        assert asked.params.temperature == 0 and len(read.notes) == (line != "--temperature 0")
 
 
 @pytest.fixture
@@ -315,10 +315,10 @@ def test_standard_input_may_be_anything(words: Callable[[str], list[str]], monke
     ],
 )
 def test_devices(words: Callable[[str], list[str]], devices: str, device: str | None, notes: int) -> None:
-    asked, _ = xllm.understand(words(f"--model M --devices={devices}"))
-    assert (asked.llm["device"], len(asked.notes)) == (device, notes)
-    asked, _ = xllm.understand(words(f"--model M --devices={devices} --draft_devices=cpu"))
-    assert len(asked.notes) == notes + (devices != "cpu")
+    asked, line = xllm.understand(words(f"--model M --devices={devices}"))
+    assert (asked.llm["device"], len(line.notes)) == (device, notes)
+    _, line = xllm.understand(words(f"--model M --devices={devices} --draft_devices=cpu"))
+    assert len(line.notes) == notes + (devices != "cpu")
 
 
 @pytest.mark.parametrize("command", [xllm.run, predictor.run, export_model.run])

@@ -165,9 +165,10 @@ def _value(flag: Flag, rest: list[str]) -> str:
 
 
 def shown_value(value: Value) -> str:
+    """On one line, and not all of a long one."""
     if isinstance(value, tuple):
         return ",".join(map(str, value))
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return str(value).lower() if isinstance(value, bool) else " ".join(str(value).split())[:200]
 
 
 def say(notes: Iterable[str]) -> None:

@@ -99,7 +99,7 @@ def understand(words: Sequence[str]) -> tuple[Asked, Line]:
         options["device"] = device_of(str(line.given["device"]), line, "device")
     for part in (_speculation, _lengths, _sampling):
         part(line, options)
-    return Asked.of(line, options), line
+    return Asked.of(options), line
 
 
 def _speculation(line: Line, options: dict[str, Any]) -> None:

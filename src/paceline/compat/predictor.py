@@ -37,7 +37,7 @@ def run(words: Sequence[str]) -> None:
         return
     asked, line = paddlenlp.understand(words)
     examples, target = _examples(line), Path(str(line.value("output_file")))
-    say(asked.notes)
+    say(line.notes)
     with _appearing(target) as file:
         llm = asked.load()
         prompts = _prompts(llm, examples, line)

@@ -17,20 +17,18 @@ Messages = list[dict[str, str]]
 
 @dataclass(frozen=True)
 class Asked:
-    """What a command line asks for, in our words: keywords of `LLM`, the sampling, and what to say of the rest."""
+    """What a command line asks for, in our words: keywords of `LLM`, and the sampling."""
 
     llm: dict[str, Any]
     params: SamplingParams
-    notes: list[str]
 
     @staticmethod
-    def of(line: Line, options: dict[str, Any]) -> Asked:
+    def of(options: dict[str, Any]) -> Asked:
         """Parts `options` by who takes them. Raises `UserError` for sampling out of range."""
         sampling = {field.name for field in fields(SamplingParams)} & options.keys()
         return Asked(
             {name: value for name, value in options.items() if name not in sampling},
             SamplingParams(**{name: options[name] for name in sampling}),
-            line.notes,
         )
 
     def load(self) -> LLM:

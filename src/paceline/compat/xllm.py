@@ -106,7 +106,7 @@ def understand(words: Sequence[str]) -> tuple[Asked, Line]:
     if line.given.get("draft_devices", line.given.get("devices")) != line.given.get("devices"):
         line.note("draft_devices", "a draft lives on the target's device")
     _speculation(line, options)
-    return Asked.of(line, options), line
+    return Asked.of(options), line
 
 
 def _speculation(line: Line, options: dict[str, Any]) -> None:
@@ -125,7 +125,7 @@ def run(words: Sequence[str]) -> None:
         print(help_text(USAGE, FLAGS))
         return
     asked, line = understand(words)
-    say(asked.notes)
+    say(line.notes)
     llm = asked.load()
     _tell(asked, llm)
     for prompt in _prompts(line):
@@ -136,10 +136,9 @@ def run(words: Sequence[str]) -> None:
 
 def _tell(asked: Asked, llm: LLM) -> None:
     """The options as they are in force, one a line, on stderr."""
-    device = llm.loaded.target.norm.weight.device
-    for name, value in {**asked.llm, "model": llm.loaded.path, "device": device, **vars(llm.config)}.items():
-        if value is not None:
-            print(f"  {name:<24}{value}", file=sys.stderr)
+    found = {"model": llm.loaded.path, "device": llm.loaded.target.norm.weight.device}
+    for name, value in (asked.llm | found).items():
+        print(f"  {name:<24}{value}", file=sys.stderr)
     print(f"Ready. {SERVER[0].upper()}{SERVER[1:]}.", file=sys.stderr)
 
 

@@ -63,8 +63,8 @@ def build_mtp(config: ModelConfig, target: DecoderModel, num_modules: int | None
     available = config.num_nextn_predict_layers
     if builder is None or available == 0:
         raise UserError(
-            f"this {config.model_type} model has no MTP modules (none in its family, or num_nextn_predict_layers is 0); "
-            "use --drafter ngram or none."
+            f"this {config.model_type} model has no MTP modules (its family has none, or num_nextn_predict_layers "
+            "is 0); use --drafter ngram or none."
         )
     mtp: MTP = builder(config, target, available if num_modules is None else min(num_modules, available))
     return mtp

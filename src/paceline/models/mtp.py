@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from paceline.layers.attention import Attend, CacheSpec
-from paceline.layers.basic import Linear, RMSNorm
+from paceline.layers.basic import Linear, RMSNorm, prefixed
 from paceline.models.decoder import DecoderLayer, DecoderModel, pack
 
 
@@ -90,7 +90,7 @@ class MTPDepth(nn.Module):
         return {
             "enorm.weight": self.enorm.weight,
             "hnorm.weight": self.hnorm.weight,
-            "eh_proj.weight": self.eh_proj.weight,
+            **prefixed("eh_proj.", dict(self.eh_proj.named_parameters())),
             "shared_head.norm.weight": self.norm.weight,
             **self.block.weights(),
         }

@@ -11,7 +11,7 @@ from paceline.config import ModelConfig
 from paceline.errors import UserError
 from paceline.layers.moe import MoE, MoESizes
 from paceline.models.decoder import DecoderModel
-from paceline.models.fields import need_whole
+from paceline.models.fields import need_values, need_whole
 from paceline.models.grouped import QWEN3, check, decoder_model, dense_mlp
 
 MODEL_TYPES = ("qwen3_moe",)
@@ -20,14 +20,23 @@ MODEL_TYPES = ("qwen3_moe",)
 def build(config: ModelConfig) -> DecoderModel:
     """The target model, parameters not yet given values. Raises UserError for a configuration it would read wrongly."""
     check(config, QWEN3)
+    check_experts(config)
+    return decoder_model(config, QWEN3, lambda index: mlp(config, index))
+
+
+def check_experts(config: ModelConfig) -> None:
+    """Refuses what `mlp` would compute wrongly."""
+    raw = config.raw
     need_whole(config, _experts_field(config), "num_experts_per_tok", "moe_intermediate_size")
-    experts, chosen = config.raw[_experts_field(config)], config.raw["num_experts_per_tok"]
+    need_values(config, {"shared_expert_intermediate_size": 0})
+    experts, chosen = raw[_experts_field(config)], raw["num_experts_per_tok"]
     if not 1 <= chosen <= experts:
         raise UserError(
             f"config.json: {chosen} experts a token cannot be chosen from {experts}; "
             "see num_experts_per_tok and num_experts."
         )
-    return decoder_model(config, QWEN3, lambda index: mlp(config, index))
+    if not isinstance(raw.get("decoder_sparse_step", 1), int) or not isinstance(raw.get("mlp_only_layers") or [], list):
+        raise UserError("config.json: decoder_sparse_step must be a whole number and mlp_only_layers a list of layers.")
 
 
 def _experts_field(config: ModelConfig) -> str:

@@ -11,13 +11,17 @@ from typing import Any
 from paceline.checkpoint.dequant import SCALE
 from paceline.checkpoint.layouts import FILES, layout_config, layout_name
 from paceline.checkpoint.mtp_source import Part, Stored, find_mtp
-from paceline.checkpoint.reader import DTYPES, TensorInfo
+from paceline.checkpoint.reader import DTYPES, TensorInfo, check_inside
 from paceline.config import ModelConfig
 from paceline.errors import UserError
 
 # What the published tools do: xLLM's export is bfloat16 with embedding and head, SGLang's is as stored without them.
 DEFAULTS = {"xllm": ("bfloat16", "keep"), "sglang": ("keep", "drop"), "original": ("keep", "keep")}
 DTYPE_CHOICES, SHARED_CHOICES = ("keep", "bfloat16"), ("keep", "drop")
+TRAVELS = (
+    "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
+    "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,8 @@ class Copy:
 
 @dataclass(frozen=True)
 class ExportPlan:
-    """An export before it is made. `copies` are in the order in which they are written."""
+    """An export before it is made. copies: the tensors, in the order in which they are written. travelling: tokenizer
+    and generation settings, the only files of the source that go along."""
 
     source: Path
     config: ModelConfig
@@ -50,6 +55,7 @@ class ExportPlan:
     dtype: str
     shared: str
     copies: tuple[Copy, ...]
+    travelling: tuple[Path, ...]
 
     @property
     def file(self) -> str:
@@ -66,9 +72,10 @@ class ExportPlan:
 
     @property
     def draft_config(self) -> dict[str, Any]:
-        """config.json of the export."""
-        modules, dequantised = self.config.num_nextn_predict_layers, self.dtype == "bfloat16"
-        return layout_config(self.layout, self.config, modules, dequantised=dequantised)
+        """config.json of the export: it speaks of quantised weights only if there are some."""
+        quantised = any(DTYPES[copy.dtype].itemsize == 1 for copy in self.copies)
+        plain = self.dtype == "bfloat16" or (bool(self.config.raw.get("quantization_config")) and not quantised)
+        return layout_config(self.layout, self.config, self.config.num_nextn_predict_layers, dequantised=plain)
 
 
 def plan_export(
@@ -89,9 +96,16 @@ def plan_export(
     copies = [copy for part, stored in found.items() for copy in _copies(part, stored, layout, dtype, config)]
     # Wide types first, so that every tensor is aligned; then as the source lies on its disk.
     copies.sort(key=lambda copy: (-DTYPES[copy.dtype].itemsize, copy.info.file.name, copy.info.start))
-    plan = ExportPlan(source, config, layout, dtype, shared, tuple(copies))
+    plan = ExportPlan(source, config, layout, dtype, shared, tuple(copies), tuple(_travelling(source)))
     assert plan.draft_config  # raises for a family that the layout does not know
     return plan
+
+
+def _travelling(source: Path) -> Iterator[Path]:
+    for file in (source / name for name in TRAVELS):
+        if file.is_file():
+            check_inside(file)
+            yield file
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -9,21 +9,17 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from paceline import __version__
 from paceline.checkpoint.export_plan import Copy, ExportPlan
-from paceline.checkpoint.reader import INDEX, check_inside
+from paceline.checkpoint.reader import INDEX
 from paceline.checkpoint.stream import pieces
 
 MANIFEST = "mtp_manifest.json"
-TRAVELS = (
-    "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
-    "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "chat_template.json",
-)  # fmt: skip
 Advance = Callable[[int], None]  # told how many bytes have been written (or compared) since the last call
 
 
@@ -63,17 +59,9 @@ def write_rest(directory: Path, plan: ExportPlan, sums: dict[str, str]) -> None:
     weight_map = {copy.name: plan.file for copy in plan.copies}
     _write_json(directory / INDEX, {"metadata": {"total_size": plan.total_size}, "weight_map": weight_map})
     _write_json(directory / "config.json", plan.draft_config)
-    for file in travelling(plan.source):
+    for file in plan.travelling:
         shutil.copyfile(file, directory / file.name)
     _write_json(directory / MANIFEST, manifest(directory, plan, sums))
-
-
-def travelling(source: Path) -> Iterator[Path]:
-    """Tokenizer and generation settings of a checkpoint. Raises UserError for a link that leads out of it."""
-    for file in (source / name for name in TRAVELS):
-        if file.is_file():
-            check_inside(file)
-            yield file
 
 
 def manifest(directory: Path, plan: ExportPlan, sums: dict[str, str]) -> dict[str, Any]:

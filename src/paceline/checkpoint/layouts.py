@@ -88,6 +88,7 @@ def layout_config(layout: str, config: ModelConfig, num_modules: int, *, dequant
     Raises UserError for a layout that cannot hold this family."""
     kind, raw = config.model_type, config.to_dict()
     quantised = raw.pop("quantization_config", None)
+    raw.pop("auto_map", None)  # it names Python files, and none travels
     changes: dict[str, Any] = {"num_nextn_predict_layers": num_modules}
     if layout != "original":
         if kind not in _ARCHITECTURES[layout]:

@@ -22,7 +22,7 @@ from paceline.models import build_model, build_mtp
 from paceline.models.meta import laid_out
 
 Part = tuple[int, str]  # depth from 0, and DeepSeek's word for the part
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"  # the target's
+MAIN = EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"  # the target's
 COMPUTED = "rotary_emb.inv_freq"  # a buffer that old checkpoints keep; no weight
 MEND = "use the complete checkpoint, and the config.json that came with it"
 
@@ -50,10 +50,9 @@ def find_mtp(directory: Path, config: ModelConfig, *, shared: bool) -> dict[Part
         part = find_part("original", name, config)
         return part is None or name.endswith(COMPUTED) or (not shared and part[1].removesuffix(SCALE) in SHARED)
 
-    def wanted(name: str) -> bool:
-        return not passed_over(name) or (shared and name in (EMBEDDING, HEAD))
-
-    checkpoint = Checkpoint(directory, wanted)
+    checkpoint = Checkpoint(directory, lambda name: not passed_over(name))
+    if any(layout_name("original", *part, config) not in checkpoint for part in expected if part[1] in SHARED):
+        checkpoint = Checkpoint(directory, lambda name: not passed_over(name) or name.removesuffix(SCALE) in MAIN)
     names = {part: _stored_name(part, checkpoint, config) for part in expected}
     views = {names[part]: view for part, view in expected.items()}
     none = "it was saved without its MTP modules; " if all(map(passed_over, checkpoint)) else ""
@@ -85,9 +84,8 @@ def _stored(name: str, checkpoint: Checkpoint, view: Tensor) -> Stored:
     dtype = DTYPES.get(info.dtype)
     if dtype is None or not dtype.is_floating_point:
         raise UserError(f"Tensor {name} has the unsupported type {info.dtype}: use weights in BF16 or FP8.")
-    if (dtype.itemsize == 1) != (scale is not None):
-        rather = f"comes without {name + SCALE}" if scale is None else f"is no FP8, and yet comes with {name + SCALE}"
-        raise UserError(f"Tensor {name} ({info.dtype}) {rather}: {MEND}.")
+    if dtype.itemsize == 1 and scale is None:
+        raise UserError(f"Tensor {name} ({info.dtype}) comes without {name + SCALE}: {MEND}.")
     if scale is not None:
         _check_scale(name + SCALE, scale, info)
     return Stored(name, info, view.dtype == torch.float32, scale)

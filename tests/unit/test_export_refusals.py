@@ -91,6 +91,7 @@ def no_modules(directory: Path) -> None:
 
 
 FP8, BF16 = torch.float8_e4m3fn, torch.bfloat16
+FIRST = "model.embed_tokens.weight"
 NORM, EXTRA, SCALE = LAYER + r"enorm\.weight", LAYER + r"mlp\.extra", EXPERT + "_scale_inv"
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (a("enorm.weight", None), rf"Tensor {NORM} is missing"),
@@ -132,7 +133,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         r"model-9\.safetensors is missing",
     ),
     "promised in vain": (
-        lambda directory: edit_index(directory, lambda index: index.update({EXPERT: "model-00001-of-000003.safetensors"})),
+        lambda directory: edit_index(directory, lambda index: index.update({EXPERT: index[FIRST]})),
         rf"lacks tensor {EXPERT}",
     ),
     "path traversal": (

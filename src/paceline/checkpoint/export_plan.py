@@ -11,17 +11,14 @@ from typing import Any
 from paceline.checkpoint.dequant import SCALE
 from paceline.checkpoint.layouts import FILES, layout_config, layout_name
 from paceline.checkpoint.mtp_source import Part, Stored, find_mtp
-from paceline.checkpoint.reader import DTYPES, TensorInfo, check_inside
+from paceline.checkpoint.reader import DTYPES, TensorInfo
+from paceline.checkpoint.travelling import travelling
 from paceline.config import ModelConfig
 from paceline.errors import UserError
 
 # What the published tools do: xLLM's export is bfloat16 with embedding and head, SGLang's is as stored without them.
 DEFAULTS = {"xllm": ("bfloat16", "keep"), "sglang": ("keep", "drop"), "original": ("keep", "keep")}
 DTYPE_CHOICES, SHARED_CHOICES = ("keep", "bfloat16"), ("keep", "drop")
-TRAVELS = (
-    "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
-    "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "chat_template.json",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -96,16 +93,9 @@ def plan_export(
     copies = [copy for part, stored in found.items() for copy in _copies(part, stored, layout, dtype, config)]
     # Wide types first, so that every tensor is aligned; then as the source lies on its disk.
     copies.sort(key=lambda copy: (-DTYPES[copy.dtype].itemsize, copy.info.file.name, copy.info.start))
-    plan = ExportPlan(source, config, layout, dtype, shared, tuple(copies), tuple(_travelling(source)))
+    plan = ExportPlan(source, config, layout, dtype, shared, tuple(copies), tuple(travelling(source)))
     assert plan.draft_config  # raises for a family that the layout does not know
     return plan
-
-
-def _travelling(source: Path) -> Iterator[Path]:
-    for file in (source / name for name in TRAVELS):
-        if file.is_file():
-            check_inside(file)
-            yield file
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -51,8 +51,8 @@ def run(words: Sequence[str]) -> None:
 def _copy(source: Path, target: Path) -> None:
     """The checkpoint and what its tokenizer needs. Raises `UserError` for a bad checkpoint, or a target that exists."""
     from paceline.checkpoint.appearing import appearing
-    from paceline.checkpoint.export_write import travelling
     from paceline.checkpoint.reader import INDEX, Checkpoint
+    from paceline.checkpoint.travelling import travelling
 
     files = {info.file for info in Checkpoint(source).values()}
     files |= {file for file in (source / "config.json", source / INDEX) if file.is_file()}

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from train_tools import corpus, packed, states_of_document, trainer
 
+from conftest import MTP_FAMILIES
 from paceline.cache.dense import DenseAttend
 from paceline.train import attention, evaluate, loss
 from paceline.train.attention import BlockAttend
@@ -108,7 +109,7 @@ def defined_loss(model: Trainee, data: Packed, mtp_loss_weight: float) -> tuple[
             tokens, counted = data.corpus.tokens[start:end].long(), data.counts[start:end]
             for d, states in enumerate(states_of_document(model, tokens)):
                 here = counted[d + 1 :]
-                logits = model.target.logits(states[: len(here)])
+                logits = (model.target if d == 0 else model.mtp.depths[d - 1]).logits(states[: len(here)])
                 sums[d] = sums[d] + F.cross_entropy(logits[here], tokens[d + 1 :][here], reduction="sum")
                 counts[d] += int(here.sum())
     means = [s / n for s, n in zip(sums, counts, strict=True)]
@@ -116,10 +117,13 @@ def defined_loss(model: Trainee, data: Packed, mtp_loss_weight: float) -> tuple[
     return means[0] + mtp_loss_weight / max(model.num_depths, 1) * extra, [float(m.detach()) for m in means]
 
 
-@pytest.mark.parametrize("depths", [0, 1, 3])
-def test_loss_and_gradients_are_the_definition(depths: int) -> None:
+@pytest.mark.parametrize(
+    ("depths", "family"), [(0, "deepseek_v3"), (1, "deepseek_v3"), (3, "deepseek_v3"), (1, "glm4_moe"), (2, "mimo")]
+)
+def test_loss_and_gradients_are_the_definition(depths: int, family: str) -> None:
     data = pack(corpus([3, 9, 1, 17, 2, 30, 5, 16]), 24, 0, answers_only=True)
-    run = trainer(data, {"num_nextn_predict_layers": depths}, dtype="float32", batch_tokens=24 * len(data), seq_len=24)
+    changes = MTP_FAMILIES[family] | {"num_nextn_predict_layers": depths}
+    run = trainer(data, changes, dtype="float32", batch_tokens=24 * len(data), seq_len=24)
     wanted, means = defined_loss(run.model, data, 0.3)
     names, params = zip(*((n, p) for n, p in run.model.named_parameters() if p.requires_grad), strict=True)
     wanted_grads = torch.autograd.grad(wanted, params)

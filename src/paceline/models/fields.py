@@ -12,8 +12,8 @@ from paceline.errors import UserError
 def need_whole(config: ModelConfig, *names: str) -> None:
     """Raises `UserError` for the first that is missing or no whole number."""
     for name in names:
-        if not isinstance(config.raw.get(name), int):
-            value = config.raw.get(name)
+        value = config.raw.get(name)
+        if not isinstance(value, int) or isinstance(value, bool):
             raise UserError(f"config.json: a {config.model_type} model needs {name} as a whole number, not {value!r}.")
 
 

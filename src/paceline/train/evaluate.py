@@ -104,7 +104,7 @@ def _predict(model: Trainee, rows: Tensor, targets: Tensor) -> tuple[Tensor, Ten
     """Cross entropy [n] and most likely token [n]."""
     losses, words = [], []
     for part, right in zip(rows.split(CHUNK), targets.split(CHUNK), strict=True):
-        logits = model.target.logits(part)
+        logits = model.target.lm_head(part)
         words.append(logits.argmax(-1))
         losses.append(F.cross_entropy(logits.to(torch.float32), right, reduction="none"))
     return torch.cat(losses), torch.cat(words)

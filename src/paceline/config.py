@@ -98,7 +98,7 @@ class EngineConfig:
     """How the engine runs. `num_blocks` None: as many as `max_num_seqs` requests of `max_model_len` need, within
     reason. `mtp_modules` None: one module for each drafted token, as far as the checkpoint has them;
     fewer are fed their own output. `draft_model`: where the MTP modules are, a directory or a Hugging Face id; None:
-    in the target's own checkpoint.
+    in the target's own checkpoint. `draft_quantization`: int8, fp8 or none for them; None: as the target.
 
     Raises `UserError` for a value that makes no sense."""
 
@@ -106,6 +106,7 @@ class EngineConfig:
     num_speculative_tokens: int = 4
     mtp_modules: int | None = None
     draft_model: str | None = None
+    draft_quantization: str | None = None
     ngram_min: int = 2
     ngram_max: int = 4
     block_size: int = 16

@@ -28,7 +28,8 @@ Params = SamplingParams | Sequence[SamplingParams] | None
 class LLM:
     """A model, ready to generate.
 
-    model: None (the bundled one), a directory or a Hugging Face id. drafter: "mtp", "ngram" or "none". Further keywords
+    model: None (the bundled one), a directory or a Hugging Face id. drafter: "mtp", "ngram" or "none". quantization:
+    "int8", "fp8" or "none"; None is what the checkpoint has (FP8 only on a GPU). Further keywords
     are those of `EngineConfig`, or vLLM's `speculative_config`, or its older `speculative_model`. Raises `UserError`
     for whatever of this cannot be had.
 
@@ -43,6 +44,7 @@ class LLM:
         *,
         dtype: str | None = None,
         device: str | None = None,
+        quantization: str | None = None,
         threads: int | None = None,
         **engine_options: Any,
     ) -> None:
@@ -52,7 +54,7 @@ class LLM:
             raise UserError("threads must be at least 1.")
         if threads is not None:
             torch.set_num_threads(threads)
-        self._start(Loaded.from_dir(resolve_model(model), dtype, device), config)
+        self._start(Loaded.from_dir(resolve_model(model), dtype, device, quantization), config)
 
     def _start(self, loaded: Loaded, config: EngineConfig) -> None:
         self.loaded, self.config, self.tokenizer = loaded, config, loaded.tokenizer
@@ -158,8 +160,9 @@ def engine_config(base: EngineConfig, options: dict[str, Any]) -> EngineConfig:
         if name not in known:
             raise UserError(f"There is no option {name!r}; the engine's options are {', '.join(known)}.")
     config = replace(base, **options)
-    if options.get("draft_model") is not None and config.drafter != "mtp":
-        raise UserError(f"draft_model belongs to drafter mtp, and drafter {config.drafter} would not look at it.")
+    for name in ("draft_model", "draft_quantization"):
+        if options.get(name) is not None and config.drafter != "mtp":
+            raise UserError(f"{name} belongs to drafter mtp, and drafter {config.drafter} would not look at it.")
     return config
 
 

@@ -37,9 +37,12 @@ class Loaded:
     tokenizer: Tokenizer
 
     @staticmethod
-    def from_dir(path: Path, dtype: str | None = None, device: str | None = None) -> Loaded:
-        """dtype None: the checkpoint's; device None: cuda if there is one. Raises `UserError` for a bad checkpoint."""
-        target = load_target(path, dtype or "auto", choose_device(device))
+    def from_dir(
+        path: Path, dtype: str | None = None, device: str | None = None, quantization: str | None = None
+    ) -> Loaded:
+        """dtype None: the checkpoint's; device None: cuda if there is one; quantization as `load_target`. Raises
+        `UserError` for a bad checkpoint."""
+        target = load_target(path, dtype or "auto", choose_device(device), quantization)
         return Loaded(path, target, Tokenizer.from_dir(path))
 
     def engine(self, config: EngineConfig) -> Engine:

@@ -7,49 +7,71 @@ from torch import Tensor
 
 from paceline.checkpoint.reader import DTYPES, Checkpoint
 from paceline.errors import UserError
+from paceline.formats import BLOCK, FP8, INT8, Format, format_of, widen
 
-SCALE = "_scale_inv"  # `X.weight` of FP8 has its scales in `X.weight_scale_inv`
-BLOCK = 128
+SCALE = FP8.suffix  # `X.weight` of FP8 has its scales in `X.weight_scale_inv`
 
 
 def read_weight(checkpoint: Checkpoint, name: str) -> Tensor:
-    """The tensor `name` as floating-point numbers: FP8 with block scales becomes float32, the rest is as stored.
+    """The tensor `name` as floating-point numbers: codes with their scales become float32, the rest is as stored.
 
-    Raises UserError for packed integers, or FP8 without scales of the right shape."""
-    dtype = DTYPES.get(checkpoint[name].dtype)
+    Raises UserError for packed integers, and for codes without scales of the right shape."""
+    stored = checkpoint[name].dtype
+    dtype = DTYPES.get(stored)
+    if dtype == INT8.dtype and name + INT8.suffix in checkpoint:
+        return INT8.dequantise(*read_codes(checkpoint, name, INT8))
     if dtype is None or not dtype.is_floating_point:
-        raise UserError(f"Tensor {name} has the unsupported type {checkpoint[name].dtype}: use weights in BF16 or FP8.")
-    tensor = checkpoint.tensor(name)
+        raise UserError(
+            f"Tensor {name} has the unsupported type {stored}: use weights in BF16, FP8 or INT8 with scales."
+        )
     if dtype.itemsize > 1:
-        return tensor
-    if name + SCALE not in checkpoint:
-        raise UserError(f"FP8 tensor {name} comes without {name + SCALE}: use weights with block scales.")
-    scale = checkpoint.tensor(name + SCALE)
-    if tensor.dim() != 2 or scale.shape != tuple(-(-n // BLOCK) for n in tensor.shape):
-        raise UserError(f"{name + SCALE} does not hold one scale for each {BLOCK}x{BLOCK} block: use other weights.")
-    return dequantise(tensor, scale)
+        return checkpoint.tensor(name)
+    return dequantise(*read_codes(checkpoint, name, FP8))
+
+
+def read_codes(checkpoint: Checkpoint, name: str, form: Format) -> tuple[Tensor, Tensor]:
+    """A tensor and its scales as they are stored. Raises UserError for scales that are missing, misshapen or not
+    finite."""
+    scales, shape = name + form.suffix, checkpoint[name].shape
+    if scales not in checkpoint:
+        raise UserError(f"{form.name.upper()} tensor {name} comes without {scales}: use weights with their scales.")
+    info = checkpoint[scales]
+    if len(shape) != 2 or info.shape != form.stored_scale_shape(*shape):
+        what = "output" if form.group is None else f"{BLOCK}x{BLOCK} block"
+        raise UserError(f"{scales} does not hold one scale for each {what}: use other weights.")
+    scale = checkpoint.tensor(scales)
+    if not scale.is_floating_point() or not scale.float().isfinite().all():
+        raise UserError(f"{scales} holds scales that are no finite numbers: use other weights.")
+    return checkpoint.tensor(name), scale
+
+
+def read_as(checkpoint: Checkpoint, name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """The tensor `name` for a parameter of this dtype: numbers and None; or codes, as stored or quantised now, and
+    their scales by row. Raises UserError as `read_weight`, and for what cannot be quantised."""
+    form = format_of(dtype)
+    if form is None:
+        return read_weight(checkpoint, name), None
+    if DTYPES.get(checkpoint[name].dtype) == dtype:
+        codes, scale = read_codes(checkpoint, name, form)
+    else:
+        codes, scale = quantised(read_weight(checkpoint, name), form, name)
+    return codes, form.spread(scale, len(codes))
+
+
+def quantised(weight: Tensor, form: Format, name: str) -> tuple[Tensor, Tensor]:
+    """Codes and scales as a file holds them. Raises UserError that tells `name` for numbers that are not finite."""
+    codes, scale = form.quantise(weight)
+    if not scale.isfinite().all():
+        raise UserError(f"Tensor {name} holds numbers that are not finite and cannot be quantised: use other weights.")
+    return codes, scale
 
 
 def dequantise(weight: Tensor, scale: Tensor) -> Tensor:
     """weight [M, N] times its block's scale [ceil(M/128), ceil(N/128)], in float32; edge blocks may be partial.
 
     Source: DeepSeek-V3's public `weight_dequant` (the scale is a factor, in spite of the name `scale_inv`)."""
-    numbers, factor = _widen(weight)
+    numbers, factor = widen(weight)
     spread = (scale.float() * factor).repeat_interleave(BLOCK, 1)[:, : weight.shape[1]]
     for row, slab in zip(spread, numbers.split(BLOCK), strict=True):
         slab.mul_(row)
     return numbers
-
-
-def _widen(weight: Tensor) -> tuple[Tensor, float]:
-    """float32 and a power of two whose product is `weight`, exactly. A new tensor.
-
-    The bits of e4m3 (sign, 4 of exponent with bias 7, 3 of mantissa) are those of a float16 2^-8 as large, once
-    exponent and mantissa move up by 7: five times as fast on a CPU as torch's own conversion."""
-    if weight.dtype != torch.float8_e4m3fn:
-        return weight.to(torch.float32, copy=True), 1.0
-    bits = weight.view(torch.int8).to(torch.int16)  # the sign runs through the upper byte
-    magnitude = (bits & 0x7F).bitwise_left_shift_(7)
-    nan = magnitude == 0x7F << 7
-    numbers = magnitude.bitwise_or_(bits.bitwise_and_(-0x8000)).view(torch.float16).to(torch.float32)
-    return (numbers.masked_fill_(nan, float("nan")) if nan.any() else numbers), 256.0

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from paceline.checkpoint.dequant import SCALE
 from paceline.checkpoint.layouts import SHARED, find_modules, find_part, layout_name, layout_of
+from paceline.checkpoint.load import COMPLETE
 from paceline.checkpoint.map import not_of_target
 from paceline.checkpoint.reader import Checkpoint
 from paceline.config import ModelConfig
 from paceline.errors import UserError
+from paceline.formats import owner
 
 MAIN_SHARED = ("model.embed_tokens.weight", "lm_head.weight")
 # What a module has in common with the target it was trained on, besides its family.
@@ -34,12 +35,22 @@ class Draft:
         _same_model(self.checkpoint.directory, config, target, self.layout)
         self.modules = find_modules(self.checkpoint, target)
         self._where = {name: where for where, name in self.modules.items()}
-        self.num_modules = max([config.num_nextn_predict_layers, *(depth + 1 for depth, _ in self.modules)])
+        self.num_modules = max(config.num_nextn_predict_layers, self._count())
         if not self.num_modules:
             raise UserError(
                 f"{directory} has no MTP modules: name a checkpoint or an export that has them as draft model, or use "
                 "--drafter ngram or none."
             )
+
+    def _count(self) -> int:
+        """The modules there are, depths 0, 1, ... without a gap, whatever number a hostile name holds."""
+        depths = {depth: name for (depth, _), name in self.modules.items()}
+        for number, depth in enumerate(sorted(depths)):
+            if number != depth:
+                raise UserError(
+                    f"{self.checkpoint.directory} has no MTP module {number} before {depths[depth]}: {COMPLETE}."
+                )
+        return len(depths)
 
     def name(self, full: str) -> str:
         """What a module's tensor that a full checkpoint calls `full` is called here, be it there or not."""
@@ -56,12 +67,12 @@ class Draft:
     def unused(self, name: str, num_modules: int, of_target: Collection[str]) -> bool:
         """Whether a tensor may lie here though the first `num_modules` modules have no place for it: it is a further
         module's, a copy of the target's, or the other part of a full checkpoint (of_target: the target's names)."""
-        owner = name.removesuffix(SCALE)
+        whole = owner(name)
         if name in self._where:
             depth, part = self._where[name]
-            return depth >= num_modules or part.removesuffix(SCALE) in SHARED or part.endswith("rotary_emb.inv_freq")
-        full = self.layout == "original" and (owner in of_target or not_of_target(name, self.target))
-        return full or owner in MAIN_SHARED
+            return depth >= num_modules or owner(part) in SHARED or part.endswith("rotary_emb.inv_freq")
+        full = self.layout == "original" and (whole in of_target or not_of_target(name, self.target))
+        return full or whole in MAIN_SHARED
 
 
 def _same_model(directory: Path, draft: ModelConfig, target: ModelConfig, layout: str) -> None:

@@ -11,13 +11,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from paceline.checkpoint.dequant import BLOCK, SCALE
+from paceline.checkpoint.dequant import SCALE
 from paceline.checkpoint.layouts import SHARED, find_part, layout_name
 from paceline.checkpoint.load import account
 from paceline.checkpoint.reader import DTYPES, Checkpoint, TensorInfo
 from paceline.checkpoint.stream import read_tensor
 from paceline.config import ModelConfig
 from paceline.errors import UserError
+from paceline.formats import BLOCK
 from paceline.models import build_model, build_mtp
 from paceline.models.meta import laid_out
 

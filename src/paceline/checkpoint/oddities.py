@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 
 from paceline.checkpoint.completeness import in_gap, of_module, of_target
-from paceline.checkpoint.dequant import BLOCK
 from paceline.checkpoint.facts import SCALES, Facts, Plan
 from paceline.checkpoint.odd_files import FILE_CHECKS
+from paceline.formats import BLOCK
 
 Check = Callable[[Facts], Iterator[str]]
 _FLOATS = ("F64", "F32", "F16", "BF16")

@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from paceline.checkpoint.dequant import BLOCK, dequantise
+from paceline.checkpoint.dequant import dequantise
 from paceline.checkpoint.reader import AGAIN, DTYPES, TensorInfo
 from paceline.errors import UserError
+from paceline.formats import BLOCK
 
 PIECE = 1 << 20  # bytes read at a time: as much as stays in a cache while it is converted, hashed and written
 

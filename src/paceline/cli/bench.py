@@ -31,10 +31,12 @@ def bench(
     num_speculative_tokens: opt.NumSpeculativeTokens = None,
     mtp_modules: opt.MtpModules = None,
     draft_model: opt.DraftModel = None,
+    draft_quantization: opt.DraftQuantization = None,
     speculative_config: opt.SpeculativeConfig = None,
     model: opt.Model = None,
     dtype: opt.Dtype = None,
     device: opt.Device = None,
+    quantization: opt.Quantization = None,
     threads: opt.Threads = None,
 ) -> None:
     """Measure acceptance (deterministic) and tokens per second at batch 1 (in turn with plain decoding, medians)."""

@@ -37,9 +37,11 @@ def demo(
     num_speculative_tokens: opt.NumSpeculativeTokens = None,
     mtp_modules: opt.MtpModules = None,
     draft_model: opt.DraftModel = None,
+    draft_quantization: opt.DraftQuantization = None,
     model: opt.Model = None,
     dtype: opt.Dtype = None,
     device: opt.Device = None,
+    quantization: opt.Quantization = None,
     threads: opt.Threads = None,
     svg: Annotated[str | None, typer.Option(help="Also save the picture of it as SVG.", metavar="FILE")] = None,
 ) -> None:

@@ -30,6 +30,21 @@ Dtype = Annotated[
 Device = Annotated[
     str | None, typer.Option(help="cpu, cuda, cuda:1, ...", show_default="cuda if there is one", rich_help_panel=MODEL)
 ]
+Quantization = Annotated[
+    str | None,
+    typer.Option(
+        help="Keep most weights in int8 or fp8, or in none of them.",
+        show_default="as stored; fp8 on a GPU only",
+        rich_help_panel=MODEL,
+        metavar="KIND",
+    ),
+]
+DraftQuantization = Annotated[
+    str | None,
+    typer.Option(
+        help="The same for the MTP modules.", show_default="the target's", rich_help_panel=ENGINE, metavar="KIND"
+    ),
+]
 Threads = Annotated[
     int | None, typer.Option(help="CPU threads.", show_default="torch's choice", min=1, rich_help_panel=MODEL)
 ]
@@ -105,6 +120,7 @@ _ENGINE_FIELDS = (
     "num_speculative_tokens",
     "mtp_modules",
     "draft_model",
+    "draft_quantization",
     "ngram_min",
     "ngram_max",
     "block_size",
@@ -115,7 +131,13 @@ _ENGINE_FIELDS = (
 )
 
 
-_BELONGS_TO = {"mtp_modules": "mtp", "draft_model": "mtp", "ngram_min": "ngram", "ngram_max": "ngram"}
+_BELONGS_TO = {
+    "mtp_modules": "mtp",
+    "draft_model": "mtp",
+    "draft_quantization": "mtp",
+    "ngram_min": "ngram",
+    "ngram_max": "ngram",
+}
 
 
 def refuse_idle_options(given: dict[str, Any]) -> None:
@@ -149,4 +171,5 @@ def engine_options(given: dict[str, Any]) -> dict[str, Any]:
 
 def model_options(given: dict[str, Any]) -> dict[str, Any]:
     """Of a command's arguments those that choose and place the model."""
-    return {name: given[name] for name in ("model", "dtype", "device", "threads") if given.get(name) is not None}
+    names = ("model", "dtype", "device", "quantization", "threads")
+    return {name: given[name] for name in names if given.get(name) is not None}

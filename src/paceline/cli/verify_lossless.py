@@ -30,9 +30,11 @@ def verify_lossless(
         list[str] | None, typer.Option(help="Only this drafter. Repeatable.", show_default="all")
     ] = None,
     draft_model: opt.DraftModel = None,
+    draft_quantization: opt.DraftQuantization = None,
     model: opt.Model = None,
     dtype: opt.Dtype = None,
     device: opt.Device = None,
+    quantization: opt.Quantization = None,
     threads: opt.Threads = None,
 ) -> None:
     """Compare every drafter, draft length, batch size and temperature with plain decoding; exit 1 if a token differs.
@@ -51,11 +53,15 @@ def verify_lossless(
     asked = set(drafter or drafter_names())
     if unknown := asked.difference(drafter_names()):
         raise UserError(f"There is no drafter {', '.join(sorted(unknown))}; choose among {', '.join(drafter_names())}.")
-    if draft_model is not None and "mtp" not in asked:
-        raise UserError("--draft-model belongs to --drafter mtp; add that, or leave --draft-model out.")
+    for name in ("draft_model", "draft_quantization"):
+        if given[name] is not None and "mtp" not in asked:
+            flag = "--" + name.replace("_", "-")
+            raise UserError(f"{flag} belongs to --drafter mtp; add that, or leave {flag} out.")
     arms = [arm for arm in matrix(size) if arm.drafter in asked]
-    first = "none" if draft_model is None else "mtp"
-    llm = LLM(**opt.model_options(given), drafter=first, draft_model=draft_model)
+    first = "none" if draft_model is None and draft_quantization is None else "mtp"
+    llm = LLM(
+        **opt.model_options(given), drafter=first, draft_model=draft_model, draft_quantization=draft_quantization
+    )
     chosen = heldout_prompts()[: size.prompts]
     console = Console()
     report = _run(llm, chosen, arms, console)

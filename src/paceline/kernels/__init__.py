@@ -9,7 +9,17 @@ from collections.abc import Callable
 from torch import Tensor
 
 from paceline.kernels import native
-from paceline.kernels.cpu import PIECE, attend_rows, gated, rms_norm, rotate_and_norm, route, router_scores, rowwise
+from paceline.kernels.cpu import (
+    PIECE,
+    attend_rows,
+    gated,
+    quantised_linear,
+    rms_norm,
+    rotate_and_norm,
+    route,
+    router_scores,
+    rowwise,
+)
 from paceline.kernels.reference import Sight, rotate
 
 AttendRows = Callable[[Tensor, list[Tensor], list[Tensor], Sight, float], Tensor]
@@ -21,6 +31,7 @@ __all__ = [
     "attend_rows",
     "gated",
     "native",
+    "quantised_linear",
     "rms_norm",
     "rotate",
     "rotate_and_norm",

@@ -8,6 +8,7 @@ context (at most `PIECE` keys: longer sums are blocked differently), added in or
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -86,6 +87,25 @@ def gated(gate_up: Tensor, shares: Tensor | None = None, width: int = 0) -> Tens
         return native.gated(gate_up.contiguous(), shares, width)
     inner = rowwise(lambda x: reference.gated(x, None, 0), gate_up)
     return inner if shares is None else reference.shared_out(inner, shares, width)
+
+
+def quantised_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """As `reference.quantised_linear`. Of weights [out, in] in int8 torch has its own kernel for the CPU, which wants
+    whole vectors and reads a row's weights no faster than bf16 ones: it stands in where `native` has none."""
+    if weight.dtype != torch.int8:
+        return one_as_two(partial(reference.quantised_linear, weight=weight, scale=scale), x)
+    if native.multiplies_int8(x):
+        return native.int8_linear(x.contiguous(), weight, scale)
+    factor = scale.flatten().to(x.dtype)
+    if x.is_cpu and x.dtype == torch.bfloat16 and x.shape[1] % 16 == 0:
+        out: Tensor = torch.ops.aten._weight_int8pack_mm(x.contiguous(), weight, factor)
+        return out
+    return one_as_two(lambda rows: F.linear(rows, weight.to(x.dtype)) * factor, x)
+
+
+def one_as_two(product: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """A product of x [rows, n], where oneDNN may sum a single row in another order than one among others."""
+    return product(x.expand(2, -1).contiguous())[:1] if len(x) == 1 and x.is_cpu else product(x)
 
 
 def rowwise(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

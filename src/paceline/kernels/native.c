@@ -3,23 +3,9 @@
  * a row has the same bits among any others. No state, no allocation, one thread. Compiled by native.py; reference.py
  * says what each means. */
 #include <math.h>
-#include <stdint.h>
 #include <string.h>
 
-typedef uint16_t bf16;
-
-static inline float up(bf16 x) {
-    uint32_t bits = (uint32_t)x << 16;
-    float y;
-    memcpy(&y, &bits, 4);
-    return y;
-}
-
-static inline bf16 down(float x) { /* to nearest, ties to even */
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    return (bf16)((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
-}
+#include "bf16.h"
 
 /* e^y to 2e-7 relative for y <= 88, 0 below -87; vectorises without a library */
 static inline float quick_exp(float y) {

@@ -1,5 +1,6 @@
-"""Compiles `native.c` with the machine's own C compiler, once, and calls it. Where there is no compiler, `library()` is
-None and plain torch does the same work, slower; nothing else changes, for one process always takes one way."""
+"""Compiles `native.c` and `int8.c` with the machine's own C compiler, once, and calls them. Where there is no compiler,
+`library()` is None and plain torch does the same work, slower; nothing else changes, for one process always takes one
+way."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate, chain
@@ -18,10 +20,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-SOURCE = Path(__file__).with_name("native.c")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("native.c", "int8.c"))
+HEADER = Path(__file__).with_name("bf16.h")
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-shared", "-fPIC")
 MAX_HALF_ROPE, MAX_EXPERTS = 256, 256  # sizes of the arrays in native.c
 MOST_HEADS = 16
+SHARED_AT_LEAST = 1 << 22  # weights of a product below which waking other threads costs more than they save
 OFF = "PACELINE_NO_NATIVE"  # environment variable: any value keeps to plain torch
 _LONG, _POINTER, _FLOAT = ctypes.c_long, ctypes.c_void_p, ctypes.c_float
 _SIGNATURES = {
@@ -31,6 +35,7 @@ _SIGNATURES = {
     "route": [_POINTER] * 4 + [_LONG] * 4 + [ctypes.c_int, _FLOAT],
     "gated": [_POINTER] * 3 + [_LONG] * 4,
     "attend_latent": [_POINTER] * 9 + [_LONG] * 7 + [_FLOAT],
+    "int8_linear": [_POINTER] * 4 + [_LONG] * 5,
 }
 
 
@@ -46,14 +51,17 @@ def library() -> ctypes.CDLL | None:
     except (OSError, subprocess.SubprocessError):
         return None
     for name, arguments in _SIGNATURES.items():
-        function = getattr(loaded, name)
+        function = getattr(loaded, name, None)
+        if function is None:  # `int8.c` is for some processors only
+            continue
         function.argtypes, function.restype = arguments, None
     return loaded
 
 
 def _compiled(compiler: str) -> Path:
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=20).stdout
-    about = b"\0".join((SOURCE.read_bytes(), " ".join(FLAGS).encode(), version, _processor()))
+    text = b"".join(file.read_bytes() for file in (*SOURCES, HEADER))
+    about = b"\0".join((text, " ".join(FLAGS).encode(), version, _processor()))
     cache_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     target = cache_home / "paceline" / f"native-{hashlib.sha256(about).hexdigest()[:32]}.so"
     if target.is_file():
@@ -61,7 +69,7 @@ def _compiled(compiler: str) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as work:
         made = Path(work) / "native.so"
-        command = [compiler, *FLAGS, "-o", str(made), str(SOURCE), "-lm"]
+        command = [compiler, *FLAGS, "-o", str(made), *map(str, SOURCES), "-lm"]
         subprocess.run(command, capture_output=True, check=True, timeout=120)
         made.replace(target)  # two processes may compile at once; each puts a whole file there
     return target
@@ -119,6 +127,35 @@ def gated(gate_up: Tensor, shares: Tensor | None, width: int) -> Tensor:
     owners, experts = (None, 0) if shares is None else (shares.data_ptr(), shares.shape[1])
     _call("gated", gate_up.data_ptr(), owners, out.data_ptr(), rows, n, experts, width)
     return out
+
+
+def multiplies_int8(x: Tensor) -> bool:
+    """Whether `int8_linear` is for these rows: the processor multiplies bf16 itself."""
+    return serves(x) and hasattr(library(), "int8_linear")
+
+
+def int8_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """As `reference.quantised_linear` of int8, all contiguous. The outputs of a large weight are shared out among as
+    many threads as torch has: the compiled code lets other threads of Python run."""
+    (rows, inputs), outputs = x.shape, len(weight)
+    out = torch.empty(rows, outputs, dtype=x.dtype)
+    pointers = (x.data_ptr(), weight.data_ptr(), scale.data_ptr(), out.data_ptr())
+
+    def columns(begin: int, end: int) -> None:
+        _call("int8_linear", *pointers, rows, inputs, outputs, begin, end)
+
+    threads = torch.get_num_threads() if weight.numel() >= SHARED_AT_LEAST else 1
+    if threads == 1:
+        columns(0, outputs)
+        return out
+    begins = range(0, outputs, 4 * -(-outputs // (4 * threads)))
+    list(_pool(threads).map(columns, begins, [*begins[1:], outputs]))
+    return out
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, "paceline-int8")
 
 
 @dataclass(frozen=True)

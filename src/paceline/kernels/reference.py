@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from paceline.formats import format_of
+
 
 @dataclass(frozen=True)
 class Sight:
@@ -103,3 +105,15 @@ def shared_out(inner: Tensor, shares: Tensor, width: int) -> Tensor:
     owned = shares.shape[1] * width
     scaled = inner[:, :owned] * shares.repeat_interleave(width, dim=1).to(inner.dtype)
     return torch.cat((scaled, inner[:, owned:]), dim=1)
+
+
+def quantised_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """x [rows, in] times weight [out, in], codes of a number format with their scales by row, in x's dtype.
+
+    int8: whole numbers are exact in x's dtype, and the scale multiplies the sum. fp8: a weight is its code times its
+    scale, rounded to x's dtype, as if it had been stored so."""
+    form = format_of(weight.dtype)
+    assert form is not None
+    if form.group is None:
+        return (F.linear(x.float(), weight.float()) * scale.flatten()).to(x.dtype)
+    return F.linear(x, form.dequantise(weight, scale).to(x.dtype))

@@ -132,7 +132,8 @@ class MLA(nn.Module):
         of few rows costs its call, not its size. Decided by the sizes alone, so that every pass takes the same way."""
         s = self.sizes
         fused_size = (s.num_heads + 1) * (s.kv_lora_rank + s.rope) * s.hidden_size
-        if s.q_lora_rank is None and self.rope.interleaved and fused_size <= FUSED_AT_MOST:
+        plain = s.q_lora_rank is None and isinstance(self.q_proj, Linear)  # quantised weights stay as they are
+        if plain and self.rope.interleaved and fused_size <= FUSED_AT_MOST:
             w_in, w_out = (pack_weight(w) for w in self.fused_weights())
             self._fused = (w_in, w_out) if w_in is not None and w_out is not None else None
 

@@ -69,8 +69,10 @@ class GatedMLP(nn.Module):
         return out
 
     def weights(self) -> dict[str, Tensor]:
-        gate, up = self.gate_up.weight.chunk(2)
-        return {"gate_proj.weight": gate, "up_proj.weight": up, "down_proj.weight": self.down.weight}
+        named = prefixed("down_proj.", dict(self.down.named_parameters()))
+        for kind, fused in self.gate_up.named_parameters():
+            named[f"gate_proj.{kind}"], named[f"up_proj.{kind}"] = fused.chunk(2)
+        return named
 
 
 def pack_weight(weight: Tensor) -> Tensor | None:

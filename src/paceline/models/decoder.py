@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from paceline.config import ModelConfig
+from paceline.formats import Format
 from paceline.layers.attention import Attend, CacheSpec
 from paceline.layers.basic import Embedding, Linear, RMSNorm, prefixed
 from paceline.layers.rope import Rope
@@ -47,7 +48,8 @@ class DecoderModel(nn.Module):
     """A target model of any family: what a family passes in is its layers, its rotary positions and its cache.
 
     `cache`: what a token leaves behind. raw_features: the family's MTP modules read the states before the final norm,
-    so that the norm belongs to the head. Parameters have no values before `runtime.build` loads them."""
+    so that the norm belongs to the head. `form`: what most weights are kept in, None for plain numbers. Parameters
+    have no values before `runtime.build` loads them."""
 
     def __init__(
         self,
@@ -60,6 +62,7 @@ class DecoderModel(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.cache, self.rope, self.raw_features = config, cache, rope, raw_features
+        self.form: Format | None = None
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList([layer(i) for i in range(config.num_hidden_layers)])
         self.norm = RMSNorm(config.hidden_size, eps)
@@ -92,7 +95,7 @@ class DecoderModel(nn.Module):
             "model.norm.weight": self.norm.weight,
         }
         if not self.tied:
-            named["lm_head.weight"] = self.lm_head.weight
+            named.update(prefixed("lm_head.", dict(self.lm_head.named_parameters())))
         for i, layer in enumerate(self.layers):
             assert isinstance(layer, DecoderLayer)
             named.update(prefixed(f"model.layers.{i}.", layer.weights()))

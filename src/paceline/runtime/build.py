@@ -13,13 +13,16 @@ from typing import TypeVar, cast
 import torch
 from torch import nn
 
-from paceline.checkpoint.dequant import read_weight
+from paceline.checkpoint.dequant import read_as
 from paceline.checkpoint.draft import Draft
 from paceline.checkpoint.load import load_weights
 from paceline.checkpoint.map import not_of_target
+from paceline.checkpoint.quantization import chosen_format, format_named
 from paceline.checkpoint.reader import Checkpoint
 from paceline.config import ModelConfig, dtype_from_name
 from paceline.errors import UserError
+from paceline.formats import Format
+from paceline.layers.quant import quantise_modules
 from paceline.models import build_model, build_mtp
 from paceline.models.decoder import DecoderModel
 from paceline.models.mtp import MTP, MTPDepth
@@ -29,26 +32,35 @@ WITHOUT_MTP = "use --drafter none (or ngram), or a checkpoint that has its MTP w
 
 
 def load_target(
-    path: str | Path, dtype: str | torch.dtype = "auto", device: str | torch.device = "cpu"
+    path: str | Path,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "cpu",
+    quantization: str | None = None,
 ) -> DecoderModel:
-    """The target model of a checkpoint directory, ready to run. dtype: `auto` is what config.json says.
+    """The target model of a checkpoint directory, ready to run. dtype: `auto` is what config.json says. quantization:
+    int8, fp8, none; None as `chosen_format`.
 
     Raises UserError for an unknown family, a bad configuration, and any tensor missing, left over or misshapen."""
     config = ModelConfig.from_dir(path)
-    model = allocate(lambda: build_model(config), _dtype(dtype, config), device)
+    form = chosen_format(quantization, config.raw, device)
+    model = allocate(lambda: quantised(build_model(config), form), _dtype(dtype, config), device)
+    model.form = form
     load_weights(model.weights(), Checkpoint(path), ignored=lambda name: not_of_target(name, config))
     return _ready(model)
 
 
-def load_mtp(path: str | Path, target: DecoderModel, num_modules: int | None = None) -> MTP:
+def load_mtp(
+    path: str | Path, target: DecoderModel, num_modules: int | None = None, quantization: str | None = None
+) -> MTP:
     """The first `num_modules` (None: all) MTP modules of a directory, with the target's dtype and device.
 
     path: the target's own checkpoint, another one of the same kind, or an export of its modules in any of `LAYOUTS`.
-    What it repeats of embedding and head must equal the target's. Raises UserError as `load_target`, and for a
-    directory without modules or with those of another model."""
+    What it repeats of embedding and head must equal the target's. quantization None: as the target. Raises UserError
+    as `load_target`, and for a directory without modules or with those of another model."""
     draft, like = Draft(path, target.config), target.norm.weight
     config = replace(target.config, num_nextn_predict_layers=draft.num_modules)
-    mtp = allocate(lambda: build_mtp(config, target, num_modules), like.dtype, like.device)
+    form = target.form if quantization is None else format_named(quantization)
+    mtp = allocate(lambda: quantised(build_mtp(config, target, num_modules), form), like.dtype, like.device)
     of_target, used = target.weights().keys(), len(mtp.depths)
     load_weights(
         {draft.name(name): view for name, view in mtp.weights().items()},
@@ -64,8 +76,17 @@ def _same_shared(draft: Draft, mtp: MTP) -> None:
     """Every copy of embedding and head in the draft's directory is a copy of the target's."""
     views = cast(MTPDepth, mtp.depths[0]).shared_weights()
     for name, part in draft.shared().items():
-        if not torch.equal(read_weight(draft.checkpoint, name).to(views[part]), views[part]):
+        if part in views and not torch.equal(
+            read_as(draft.checkpoint, name, views[part].dtype)[0].to(views[part]), views[part]
+        ):
             raise UserError(f"Tensor {name} differs from the target's own, which its modules share: {WITHOUT_MTP}.")
+
+
+def quantised(model: M, form: Format | None) -> M:
+    """The same model, its layers swapped for those of a number format."""
+    if form is not None:
+        quantise_modules(model, form)
+    return model
 
 
 def allocate(make: Callable[[], M], dtype: torch.dtype, device: str | torch.device) -> M:
@@ -83,7 +104,9 @@ def allocate(make: Callable[[], M], dtype: torch.dtype, device: str | torch.devi
     for module in model.modules():
         for name, old in module.named_parameters(recurse=False, remove_duplicate=False):
             if old.is_meta:
-                made.setdefault(old, nn.Parameter(torch.empty_like(old, device=device)))
+                made.setdefault(
+                    old, nn.Parameter(torch.empty_like(old, device=device), requires_grad=old.requires_grad)
+                )
                 setattr(module, name, made[old])
     return model.to(device)
 

@@ -35,7 +35,10 @@ class Runner:
         """[L, hidden] to [L, vocab]."""
         return self.model.logits(hidden)
 
-    def load_mtp(self, num_modules: int | None = None, draft_model: str | None = None) -> MTP:
+    def load_mtp(
+        self, num_modules: int | None = None, draft_model: str | None = None, quantization: str | None = None
+    ) -> MTP:
         """The model's own MTP modules, or those of a draft model (a directory or a Hugging Face id), as
         `build.load_mtp`."""
-        return load_mtp(self.path if draft_model is None else resolve_model(draft_model), self.model, num_modules)
+        path = self.path if draft_model is None else resolve_model(draft_model)
+        return load_mtp(path, self.model, num_modules, quantization)

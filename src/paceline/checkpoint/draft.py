@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from paceline.checkpoint.dequant import SCALE
 from paceline.checkpoint.layouts import SHARED, find_modules, find_part, layout_name, layout_of
 from paceline.checkpoint.load import COMPLETE
 from paceline.checkpoint.map import not_of_target
 from paceline.checkpoint.reader import Checkpoint
 from paceline.config import ModelConfig
 from paceline.errors import UserError
+from paceline.formats import owner
 
 MAIN_SHARED = ("model.embed_tokens.weight", "lm_head.weight")
 # What a module has in common with the target it was trained on, besides its family.
@@ -67,12 +67,12 @@ class Draft:
     def unused(self, name: str, num_modules: int, of_target: Collection[str]) -> bool:
         """Whether a tensor may lie here though the first `num_modules` modules have no place for it: it is a further
         module's, a copy of the target's, or the other part of a full checkpoint (of_target: the target's names)."""
-        owner = name.removesuffix(SCALE)
+        whole = owner(name)
         if name in self._where:
             depth, part = self._where[name]
-            return depth >= num_modules or part.removesuffix(SCALE) in SHARED or part.endswith("rotary_emb.inv_freq")
-        full = self.layout == "original" and (owner in of_target or not_of_target(name, self.target))
-        return full or owner in MAIN_SHARED
+            return depth >= num_modules or owner(part) in SHARED or part.endswith("rotary_emb.inv_freq")
+        full = self.layout == "original" and (whole in of_target or not_of_target(name, self.target))
+        return full or whole in MAIN_SHARED
 
 
 def _same_model(directory: Path, draft: ModelConfig, target: ModelConfig, layout: str) -> None:

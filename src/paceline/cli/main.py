@@ -16,6 +16,7 @@ from paceline.cli.export_mtp import export_mtp
 from paceline.cli.generate import generate
 from paceline.cli.inspect import inspect
 from paceline.cli.plot_training import plot_training
+from paceline.cli.quantize import quantize
 from paceline.cli.train import train
 from paceline.cli.verify_lossless import verify_lossless
 from paceline.cli.xllm_compat import xllm_compat
@@ -29,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate, demo, verify_lossless, bench, train, plot_training, inspect, export_mtp):
+for command in (generate, demo, verify_lossless, bench, train, plot_training, inspect, export_mtp, quantize):
     app.command()(command)
 # Its flags are another system's: none is ours to read, not even --help.
 app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []})(

@@ -59,9 +59,7 @@ def verify_lossless(
             raise UserError(f"{flag} belongs to --drafter mtp; add that, or leave {flag} out.")
     arms = [arm for arm in matrix(size) if arm.drafter in asked]
     first = "none" if draft_model is None and draft_quantization is None else "mtp"
-    llm = LLM(
-        **opt.model_options(given), drafter=first, draft_model=draft_model, draft_quantization=draft_quantization
-    )
+    llm = LLM(**opt.model_options(given), drafter=first, draft_model=draft_model, draft_quantization=draft_quantization)
     chosen = heldout_prompts()[: size.prompts]
     console = Console()
     report = _run(llm, chosen, arms, console)

@@ -14,6 +14,7 @@ from paceline.errors import UserError
 
 MAX_SPECULATIVE_TOKENS = 16
 MAX_CONFIG_BYTES = 4 << 20
+MAX_LAYERS, MAX_SIZE = 4096, 1 << 31  # far beyond any model: what is laid out before a tensor is read needs a bound
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -45,9 +46,9 @@ class ModelConfig:
             model_type=str(raw.get("model_type", "")),
             hidden_size=_whole(raw, "hidden_size"),
             vocab_size=_whole(raw, "vocab_size"),
-            num_hidden_layers=_whole(raw, "num_hidden_layers"),
+            num_hidden_layers=_whole(raw, "num_hidden_layers", most=MAX_LAYERS),
             max_position_embeddings=_whole(raw, "max_position_embeddings"),
-            num_nextn_predict_layers=_whole(raw, "num_nextn_predict_layers", least=0, default=0),
+            num_nextn_predict_layers=_whole(raw, "num_nextn_predict_layers", least=0, most=MAX_LAYERS, default=0),
             eos_token_ids=_token_ids(raw.get("eos_token_id")),
             dtype=dtype_from_name(str(raw.get("dtype") or raw.get("torch_dtype") or "float32")),
             raw=dict(raw),
@@ -71,18 +72,20 @@ def read_config(directory: str | Path) -> dict[str, Any]:
         raise UserError(f"{path} is larger than {MAX_CONFIG_BYTES} bytes, which no model's config.json is.")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); fetch the file again.") from error
     if not isinstance(raw, dict):
         raise UserError(f"{path} must hold a JSON object; fetch the file again.")
     return raw
 
 
-def _whole(raw: Mapping[str, Any], name: str, least: int = 1, default: int | None = None) -> int:
+def _whole(raw: Mapping[str, Any], name: str, least: int = 1, most: int = MAX_SIZE, default: int | None = None) -> int:
     value = raw.get(name)
     value = default if value is None else value
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise UserError(f"config.json: {name} must be a whole number, at least {least}, not {value!r}.")
+    if value > most:
+        raise UserError(f"config.json: {name} is {value}, and no model has more than {most}; fetch the file again.")
     return value
 
 

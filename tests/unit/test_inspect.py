@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
@@ -15,6 +18,8 @@ from pathlib import Path
 import make_deepseek_checkpoint as maker
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from conftest import random_weights, tiny_config, write_tiny
@@ -27,6 +32,7 @@ from paceline.checkpoint.resolve import bundled_model
 from paceline.cli.inspect import drafters, short, size
 from paceline.config import ModelConfig
 from paceline.drafters import drafter_names
+from paceline.errors import UserError
 from paceline.loaded import Loaded
 
 
@@ -141,6 +147,30 @@ def test_of_a_stranger_there_are_types_and_sizes(tmp_path: Path) -> None:
     assert "known families: deepseek_v3" in report.warnings[0]
 
 
+values = st.none() | st.booleans() | st.integers(-3, 9) | st.floats() | st.text(max_size=3) | st.just(10**40)
+values |= st.lists(st.integers(0, 2), max_size=2) | st.dictionaries(st.sampled_from(["type", "factor"]), st.integers())
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.dictionaries(st.sampled_from([*tiny_config(), "quantization_config", "rope_scaling"]), values, max_size=3))
+def test_no_config_breaks_it(tiny_model: Path, changes: dict[str, object]) -> None:
+    """Whatever a stranger wrote into config.json, there is a report, or one sentence."""
+    with tempfile.TemporaryDirectory() as parent:
+        directory = Path(parent)
+        shutil.copy(tiny_model / SINGLE, directory)
+        (directory / "config.json").write_text(json.dumps(tiny_config() | changes))
+        with contextlib.suppress(UserError):
+            assert json.dumps(inspect(directory).to_dict())
+
+
+def test_fields_that_only_a_module_reads(tmp_path: Path) -> None:
+    directory = write_tiny(tmp_path / "odd")
+    config = tiny_config(first_k_dense_replace=3, n_shared_experts="two")
+    (directory / "config.json").write_text(json.dumps(config))
+    report = inspect(directory)
+    assert not report.supported and "config.json does not describe a deepseek_v3 model" in report.warnings[0]
+
+
 def test_numbers_are_short() -> None:
     assert [short(n) for n in (0, 999, 1000, 12_204_344, 671_026_419_200)] == ["0", "999", "1.0 k", "12.2 M", "671.0 B"]
     assert [size(n) for n in (0, 999, 70_272_000, 2 * 10**12)] == ["0 B", "999 B", "70.3 MB", "2000.0 GB"]
@@ -194,11 +224,13 @@ def test_json_has_the_documented_fields(paceline: _Run, tiny_model: Path) -> Non
     assert prod(told["stored"]["BF16"].values()) > 0
 
 
-@pytest.mark.parametrize("spoil", ["missing", "truncated", "no config"])
+@pytest.mark.parametrize("spoil", ["missing", "truncated", "no config", "deep config"])
 def test_what_cannot_be_opened_is_one_sentence(spoil: str, paceline: _Run, tmp_path: Path) -> None:
     directory = write_tiny(tmp_path / "bad")
     if spoil == "truncated":
         os.truncate(directory / SINGLE, 1000)
+    elif spoil == "deep config":
+        (directory / "config.json").write_text("[" * 100_000)
     else:
         (directory / {"missing": SINGLE, "no config": "config.json"}[spoil]).unlink()
     code, text = paceline(directory)

@@ -130,16 +130,15 @@ def full_config(raw: Mapping[str, Any], layout: str) -> ModelConfig:
     """The configuration of the checkpoint that a draft's config.json was made from; that of a full one is its own.
 
     Raises UserError for a family that is not known, or a field that lacks."""
-    raw = dict(raw)
+    raw, kind = dict(raw), str(raw.get("model_type", ""))
     if layout != "original":
-        raw["model_type"] = str(raw.get("model_type", "")).removesuffix("_mtp")
+        raw["model_type"] = kind = kind.removesuffix("_mtp")
         # A module's block is made like a layer behind the last: not one of the dense ones that come first.
         first, layers = raw.get("first_k_dense_replace"), raw.get("num_hidden_layers")
         if isinstance(first, int) and isinstance(layers, int):
             raw["num_hidden_layers"] = max(layers, first)
-    if raw.get("model_type") not in families():
-        known = ", ".join(sorted(families()))
-        raise UserError(f"model_type {raw.get('model_type')!r} is not supported; known families: {known}.")
+    if kind not in families():
+        raise UserError(f"model_type {kind!r} is not supported; known families: {', '.join(sorted(families()))}.")
     return ModelConfig.from_dict(raw)
 
 

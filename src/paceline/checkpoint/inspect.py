@@ -53,13 +53,13 @@ def inspect(directory: str | Path) -> Report:
     Raises UserError for what no reader could open: a missing config.json, a truncated file, an index without its files.
     All else that is odd is a warning."""
     facts = gather(Path(directory))
-    raw = facts.raw
+    raw, named = facts.raw, facts.raw.get("architectures")
     return Report(
         directory=str(directory),
         layout=facts.layout if facts.is_draft else "checkpoint",
         family=str(raw.get("model_type", "")),
         supported=facts.plan is not None,
-        architectures=tuple(map(str, raw.get("architectures") or ())),
+        architectures=tuple(map(str, named)) if isinstance(named, list) else (),
         layers=_whole(facts, "num_hidden_layers"),
         context=_whole(facts, "max_position_embeddings"),
         dtype=str(facts.dtype).removeprefix("torch."),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
 
@@ -37,18 +38,23 @@ def family(config: ModelConfig) -> ModuleType:
 
 def build_model(config: ModelConfig) -> DecoderModel:
     """The target model of `config`; its parameters have no values yet. Raises `UserError` for fields without sense."""
-    build = family(config).build
+    with described(config):
+        model: DecoderModel = family(config).build(config)
+    return model
+
+
+@contextmanager
+def described(config: ModelConfig) -> Iterator[None]:
+    """Each family refuses what it would read wrongly; this is for fields that lack or contradict each other."""
     try:
-        model: DecoderModel = build(config)
+        yield
     except UserError:
         raise
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        # Each family refuses what it would read wrongly; this is for fields that lack or contradict each other.
         raise UserError(
             f"config.json does not describe a {config.model_type} model ({type(error).__name__}: {error}): "
             "use the file that came with the weights."
         ) from error
-    return model
 
 
 def mtp_names(config: ModelConfig) -> MTPNames:
@@ -58,7 +64,9 @@ def mtp_names(config: ModelConfig) -> MTPNames:
 
 
 def build_mtp(config: ModelConfig, target: DecoderModel, num_modules: int | None = None) -> MTP:
-    """The first `num_modules` MTP modules (None: all that the configuration names) on top of `target`."""
+    """The first `num_modules` MTP modules (None: all that the configuration names) on top of `target`.
+
+    Raises `UserError` for a model without any, and for fields without sense."""
     builder = getattr(family(config), "build_mtp", None)
     available = config.num_nextn_predict_layers
     if builder is None or available == 0:
@@ -66,5 +74,6 @@ def build_mtp(config: ModelConfig, target: DecoderModel, num_modules: int | None
             f"this {config.model_type} model has no MTP modules (its family has none, or num_nextn_predict_layers "
             "is 0); use --drafter ngram or none."
         )
-    mtp: MTP = builder(config, target, available if num_modules is None else min(num_modules, available))
+    with described(config):
+        mtp: MTP = builder(config, target, available if num_modules is None else min(num_modules, available))
     return mtp

@@ -16,6 +16,7 @@ from typing import Any
 
 from paceline import __version__
 from paceline.checkpoint.export_plan import Copy, ExportPlan
+from paceline.checkpoint.rawfile import Entry, header, write_all
 from paceline.checkpoint.reader import INDEX
 from paceline.checkpoint.stream import pieces
 
@@ -29,29 +30,18 @@ def write_tensors(file: Path, copies: Sequence[Copy], advance: Advance) -> dict[
     A piece is hashed while it is written: two threads, one pass."""
     sums = {}
     with file.open("xb", buffering=0) as out, ThreadPoolExecutor(1) as hasher:
-        _write_all(out.write, memoryview(header(copies)))
+        entries = [Entry(copy.name, copy.dtype, copy.info.shape, copy.size) for copy in copies]
+        write_all(out.write, memoryview(header(entries)))
         for copy in copies:
             digest = hashlib.sha256()
             for piece in pieces(copy.info, copy.scale, copy.dtype):
                 hashed = hasher.submit(digest.update, piece)
-                _write_all(out.write, piece)
+                write_all(out.write, piece)
                 hashed.result()  # the next piece takes this one's memory
                 advance(len(piece))
             sums[copy.name] = digest.hexdigest()
         os.fsync(out.fileno())
     return sums
-
-
-def header(copies: Sequence[Copy]) -> bytes:
-    """The head of a safetensors file: 8 bytes of length, then JSON, padded so that data begin at a multiple of 8."""
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for copy in copies:
-        start, end = end, end + copy.size
-        entries[copy.name] = {"dtype": copy.dtype, "shape": list(copy.info.shape), "data_offsets": [start, end]}
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
 
 
 def write_rest(directory: Path, plan: ExportPlan, sums: dict[str, str]) -> None:
@@ -91,11 +81,6 @@ def manifest(directory: Path, plan: ExportPlan, sums: dict[str, str]) -> dict[st
 def file_sum(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write_all(write: Callable[[memoryview], int | None], data: memoryview) -> None:
-    while data:
-        data = data[write(data) or 0 :]
 
 
 def _write_json(path: Path, value: object) -> None:

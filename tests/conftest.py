@@ -28,6 +28,7 @@ LINES = [
 MTP_FAMILIES: dict[str, dict[str, Any]] = {
     "deepseek_v3": {},
     "glm4_moe": dict(model_type="glm4_moe", num_key_value_heads=2, head_dim=32, use_qk_norm=True, attention_bias=True),
+    "glm4_moe_lite": dict(model_type="glm4_moe_lite"),
     "mimo": dict(model_type="mimo", num_key_value_heads=2, head_dim=32),
 }
 

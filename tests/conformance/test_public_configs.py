@@ -50,6 +50,18 @@ _GLM_45 = _GLM_AIR | {
     "hidden_size": 5120, "intermediate_size": 12288, "moe_intermediate_size": 1536, "n_routed_experts": 160,
     "routed_scaling_factor": 2.5, "first_k_dense_replace": 3, "num_hidden_layers": 92, "use_qk_norm": True,
 }
+_GLM_FLASH = {
+    "architectures": ["Glm4MoeLiteForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+    "pad_token_id": 154820, "eos_token_id": [154820, 154827, 154829], "hidden_act": "silu", "hidden_size": 2048,
+    "intermediate_size": 10240, "max_position_embeddings": 202752, "model_type": "glm4_moe_lite",
+    "moe_intermediate_size": 1536, "topk_method": "noaux_tc", "norm_topk_prob": True, "num_attention_heads": 20,
+    "n_group": 1, "topk_group": 1, "n_routed_experts": 64, "n_shared_experts": 1, "routed_scaling_factor": 1.8,
+    "num_experts_per_tok": 4, "first_k_dense_replace": 1, "num_hidden_layers": 47, "num_key_value_heads": 20,
+    "num_nextn_predict_layers": 1, "partial_rotary_factor": 1.0, "rms_norm_eps": 1e-05, "rope_scaling": None,
+    "rope_theta": 1000000, "tie_word_embeddings": False, "dtype": "bfloat16", "transformers_version": "5.0.0rc0",
+    "q_lora_rank": 768, "kv_lora_rank": 512, "qk_nope_head_dim": 192, "qk_rope_head_dim": 64, "v_head_dim": 256,
+    "vocab_size": 154880,
+}
 _GLM_46 = _GLM_45 | {"max_position_embeddings": 202752, "transformers_version": "4.56.2"}
 _MIMO = {
     "architectures": ["MiMoForCausalLM"], "attention_bias": True, "attention_dropout": 0.0, "bos_token_id": 151643,
@@ -95,6 +107,7 @@ MODELS = {
     "GLM-4.5-Air": Public(_GLM_AIR, 110_468_824_832, repeats=1),
     "GLM-4.5": Public(_GLM_45, 358_337_791_296, repeats=1),
     "GLM-4.6": Public(_GLM_46, 356_785_898_816),
+    "GLM-4.7-Flash": Public(_GLM_FLASH, 31_221_488_576),
     "MiMo-7B": Public(_MIMO, 7_833_409_536),
     "Qwen3-30B-A3B": Public(_QWEN3_30B, 30_532_122_624),
     "Qwen3-235B-A22B": Public(_QWEN3_235B, 235_093_634_560),
@@ -125,6 +138,8 @@ def test_it_is_read_and_has_the_size_of_its_checkpoint(model: Public) -> None:
         ("GLM-4.5-Air", {"scoring_func": "softmax"}, "scoring_func 'softmax' is not supported for glm4_moe"),
         ("GLM-4.5-Air", {"n_routed_experts": "128"}, "needs n_routed_experts as a whole number"),
         ("GLM-4.5-Air", {"topk_group": 2}, "of 1 groups"),
+        ("GLM-4.7-Flash", {"mlp_layer_types": ["dense"] * 2 + ["sparse"] * 45}, "mlp_layer_types.*replace 1"),
+        ("GLM-4.7-Flash", {"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported"),
         ("MiMo-7B", {"use_mrope": True}, "use_mrope True is not supported"),
         ("MiMo-7B", {"use_sliding_window": True, "sliding_window": 4096}, "sliding_window 4096 is not supported"),
         ("MiMo-7B", {"rope_scaling": {"type": "mrope"}}, "rope_type 'mrope'"),

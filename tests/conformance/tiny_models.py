@@ -62,13 +62,14 @@ CASES: dict[str, dict[str, Any]] = {
     "glm4_moe air": dict(use_qk_norm=False, n_group=1, topk_group=1, n_shared_experts=1, routed_scaling_factor=1.0),
     "glm4_moe quarter rotation, no biases": dict(partial_rotary_factor=0.25, attention_bias=False),
     "glm4_moe yarn": dict(rope_parameters=_YARN | dict(partial_rotary_factor=0.5)),
+    "glm4_moe_lite": {},
     "mimo": {},
     "mimo tied, yarn": dict(tie_word_embeddings=True, rope_parameters=_YARN),
     "qwen3_moe": {},
     "qwen3_moe unnormalised, wide heads": dict(norm_topk_prob=False, head_dim=16),
     "qwen3_moe every second layer, one dense": dict(decoder_sparse_step=2, num_hidden_layers=4, mlp_only_layers=[3]),
 }
-_BASES = {"deepseek_v3": _DEEPSEEK, "glm4_moe": _GLM, "qwen3_moe": _QWEN3_MOE}
+_BASES = {"deepseek_v3": _DEEPSEEK, "glm4_moe": _GLM, "glm4_moe_lite": _DEEPSEEK, "qwen3_moe": _QWEN3_MOE}
 
 
 class MiMoConfig(transformers.Qwen2Config):
@@ -89,7 +90,7 @@ transformers.AutoModelForCausalLM.register(MiMoConfig, MiMoForCausalLM)
 class Words:
     """Where a family keeps MTP module d, its words for what DeepSeek calls enorm, hnorm, eh_proj and shared_head.norm,
     and what else it does its own way: the projection reads the hidden state first, the first module reads the target's
-    state before the final norm."""
+    state before the final norm, each module has its own embedding and head."""
 
     where: str = "model.layers.{layer}."
     enorm: str = "enorm"
@@ -98,6 +99,8 @@ class Words:
     norm: str = "shared_head.norm"
     hidden_first: bool = False
     raw_features: bool = False
+    embed: str = ""
+    head: str = ""
 
 
 # Xiaomi's fork of vLLM: models/mimo.py and models/mimo_mtp.py
@@ -105,6 +108,7 @@ _MIMO = Words(
     "model.mtp_layers.{depth}.", "token_layernorm", "hidden_layernorm", "input_proj", "final_layernorm",
     hidden_first=True, raw_features=True,
 )  # fmt: skip
+_WORDS = {"mimo": _MIMO, "glm4_moe_lite": Words(embed="embed_tokens", head="shared_head.head")}
 
 
 @dataclass
@@ -118,7 +122,7 @@ class Reference:
 
     @property
     def words(self) -> Words:
-        return _MIMO if self.model.config.model_type == "mimo" else Words()
+        return _WORDS.get(self.model.config.model_type, Words())
 
     @torch.inference_mode()
     def logits(self, tokens: Tensor) -> Tensor:
@@ -139,6 +143,7 @@ def make_mtp_reference(name: str, directory: Path, num_modules: int) -> Referenc
     reference = Reference(_random_model(name, {"num_hidden_layers": main + num_modules}), directory)
     reference.model.save_pretrained(directory)
     shapes = {"enorm": (HIDDEN,), "hnorm": (HIDDEN,), "norm": (HIDDEN,), "eh_proj": (HIDDEN, 2 * HIDDEN)}
+    shapes |= {part: (VOCAB, HIDDEN) for part in ("embed", "head") if getattr(reference.words, part)}
     tensors = load_file(directory / "model.safetensors")
     for depth in range(num_modules):
         drawn = {part: torch.randn(shape) * 0.2 + (len(shape) == 1) for part, shape in shapes.items()}

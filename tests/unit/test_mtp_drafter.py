@@ -103,7 +103,7 @@ modes = st.sampled_from(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(prompts=prompts, mode=modes)
 def test_incremental_draft_cache_equals_one_from_scratch(
     loaded: Loaded, prompts: list[list[int]], mode: dict[str, int]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from paceline.layers.attention import Attend, CacheSpec
-from paceline.layers.basic import Linear, RMSNorm, prefixed
+from paceline.layers.basic import Embedding, Linear, RMSNorm, prefixed
 from paceline.models.decoder import DecoderLayer, DecoderModel, pack
 
 
@@ -60,18 +60,21 @@ def _reword(part: str, words: Mapping[str, str]) -> str:
 class MTPDepth(nn.Module):
     """One module on `target`, whose embedding, head and rotary positions it uses, as in DeepSeek-V3.
 
-    hidden_first: eh_proj reads (hidden state, embedding) rather than (embedding, hidden state)."""
+    hidden_first: eh_proj reads (hidden state, embedding) rather than (embedding, hidden state). shares: False where a
+    module has an embedding and a head of its own."""
 
-    def __init__(self, index: int, block: DecoderLayer, target: DecoderModel, hidden_first: bool = False) -> None:
+    def __init__(
+        self, index: int, block: DecoderLayer, target: DecoderModel, hidden_first: bool = False, shares: bool = True
+    ) -> None:
         super().__init__()
-        embed, head, eps = target.embed_tokens, target.lm_head, target.norm.eps
-        hidden = embed.weight.shape[1]
-        self.index, self.rope, self.hidden_first = index, target.rope, hidden_first
+        hidden, vocab, eps = target.config.hidden_size, target.config.vocab_size, target.norm.eps
+        self.index, self.rope, self.hidden_first, self.shares = index, target.rope, hidden_first, shares
         self.enorm, self.hnorm = RMSNorm(hidden, eps), RMSNorm(hidden, eps)
         self.eh_proj = Linear(2 * hidden, hidden)
         self.block = block
         self.norm = RMSNorm(hidden, eps)
-        self.embed_tokens, self.head = embed, head
+        self.embed_tokens = target.embed_tokens if shares else Embedding(vocab, hidden)
+        self.head = target.lm_head if shares else Linear(hidden, vocab)
 
     def forward(self, tokens: Tensor, positions: Tensor, attend: Attend, features: Tensor) -> Tensor:
         """tokens, positions [T], features [T, hidden] to states after shared_head.norm [T, hidden];
@@ -93,10 +96,14 @@ class MTPDepth(nn.Module):
             **prefixed("eh_proj.", dict(self.eh_proj.named_parameters())),
             "shared_head.norm.weight": self.norm.weight,
             **self.block.weights(),
+            **({} if self.shares else self._ends() | prefixed("shared_head.head.", dict(self.head.named_parameters()))),
         }
 
     def shared_weights(self) -> dict[str, Tensor]:
         """Tensors that a checkpoint may repeat in every module; they are the target's."""
+        return self._ends() if self.shares else {}
+
+    def _ends(self) -> dict[str, Tensor]:
         return {"embed_tokens.weight": self.embed_tokens.weight, "shared_head.head.weight": self.head.weight}
 
 

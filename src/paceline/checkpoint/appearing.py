@@ -31,18 +31,13 @@ def appearing(target: Path, overwrite: bool = False, proof: str = "config.json")
     target = Path(os.path.abspath(target))
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(target)
-    work = Path(tempfile.mkdtemp(prefix=_prefix(target), dir=target.parent))
-    held = None
+    work, lock = _workplace(target)
     try:
-        held = _lock(work)  # until the process ends, however it ends
-        draft = work / "new"
-        draft.mkdir()  # with the user's own permissions, unlike `work`
-        yield draft
-        _put(draft, target, work / "old", overwrite)
+        yield work / "new"
+        _put(work / "new", target, work / "old", overwrite)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-        if held is not None:
-            os.close(held)
+        os.close(lock)
 
 
 def check_target(target: Path, overwrite: bool, proof: str) -> None:
@@ -98,29 +93,44 @@ def _prefix(target: Path) -> str:
     return f".{target.name}.paceline-"
 
 
+def _workplace(target: Path) -> tuple[Path, int]:
+    """A hidden directory beside `target` with `new` in it, and a lock on it that ends when this process does."""
+    while True:
+        work = Path(tempfile.mkdtemp(prefix=_prefix(target), dir=target.parent))
+        lock = _lock(work)
+        if lock is not None:
+            (work / "new").mkdir()  # with the user's own permissions, unlike `work`
+            return work, lock
+
+
 def _lock(directory: Path) -> int | None:
-    """A lock that ends with this process, as a file descriptor; None when another process holds it."""
-    descriptor = os.open(directory, os.O_RDONLY)
+    """A file descriptor that holds it; None when another process does, or has just removed the directory."""
+    try:
+        descriptor = os.open(directory, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
+        if directory.exists():
+            return descriptor
+    except BlockingIOError:
+        pass
+    os.close(descriptor)
+    return None
 
 
 def _remove_abandoned(target: Path) -> None:
     """What killed runs for this target left. Runs that still go on hold their lock, and keep theirs.
 
-    An empty directory stays: its run may be about to lock it. A kill between the two steps of a replacement left the
-    former directory as `old` and no target: it comes back."""
+    A kill between the two steps of a replacement left the former directory as `old` and no target: it comes back."""
     for work in target.parent.glob(glob.escape(_prefix(target)) + "*"):
-        if work.is_symlink() or not work.is_dir() or not any((work / part).is_dir() for part in ("new", "old")):
+        if work.is_symlink() or not work.is_dir():
             continue
-        held = _lock(work)
-        if held is None:
+        lock = _lock(work)
+        if lock is None:
             continue
-        if (work / "old").is_dir() and not target.exists():
-            (work / "old").rename(target)
-        shutil.rmtree(work, ignore_errors=True)
-        os.close(held)
+        if {path.name for path in work.iterdir()} <= {"new", "old"}:
+            if (work / "old").is_dir() and not target.exists():
+                (work / "old").rename(target)
+            shutil.rmtree(work, ignore_errors=True)
+        os.close(lock)

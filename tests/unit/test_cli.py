@@ -89,6 +89,8 @@ MISTAKES = [
     (["hi", "--drafter", "none", "-k", "2"], "leave -k out"),
     (["hi", "--ngram-min", "2"], "--ngram-min belongs to --drafter ngram"),
     (["hi", "--drafter", "none", "--mtp-modules", "1"], "--mtp-modules belongs to --drafter mtp"),
+    (["hi", "--drafter", "ngram", "--draft-model", "x"], "--draft-model belongs to --drafter mtp"),
+    (["hi", "--draft-model", "no/such/place"], "no model directory no/such/place"),
     (["hi", "--mtp-modules", "3"], "the model has 2"),
     (["hi", "--num-blocks", "100000000000"], "memory"),
     (["hi", "--logit-bias", '{"5": NaN}'], "logit_bias"),
@@ -179,6 +181,7 @@ def test_a_model_without_mtp_is_verified_with_other_drafters(paceline: Run, tmp_
 def test_mistakes_of_other_commands(paceline: Run, tiny_model: Path) -> None:
     for words, said in (
         (("verify-lossless", "--quick", "--drafter", "mtp", "--drafter", "foo"), "no drafter foo"),
+        (("verify-lossless", "--drafter", "ngram", "--draft-model", "x"), "--draft-model belongs to --drafter mtp"),
         (("bench", "--drafter", "ngram", "--mtp-modules", "1"), "belongs to --drafter mtp"),
     ):
         result = paceline(*words, "--model", tiny_model)

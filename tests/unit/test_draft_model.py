@@ -130,6 +130,22 @@ def test_fp8_weights_and_scales(target: DecoderModel, draft: Path) -> None:
         load_mtp(draft, target)
 
 
+def test_the_layer_apart_from_what_is_mtps_own_may_be_fp8_without_embedding(
+    target: DecoderModel, tiny_model: Path, tmp_path: Path
+) -> None:
+    """SGLang's layout as some describe it: like xLLM's, but as stored and without embedding and head."""
+    plan = plan_export(tiny_model, "xllm", dtype="keep", shared="drop")
+    found = load_mtp(export_mtp(plan, tmp_path / "draft"), target).weights()
+    assert {"model.enorm.weight", "model.layers.0.mlp.gate.weight"} <= {copy.name for copy in plan.copies}
+    expected = load_mtp(tiny_model, target).weights()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_modules_alone_are_no_model(draft: Path) -> None:
+    with pytest.raises(UserError, match=r"MTP modules alone: give it as draft model|embed_tokens\.weight .* missing"):
+        load_target(draft)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_an_fp8_checkpoints_modules_are_the_same_numbers(tiny_model: Path, tmp_path: Path, layout: str) -> None:
     """Kept as FP8 with its scales, and made bfloat16 on the way."""

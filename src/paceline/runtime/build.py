@@ -15,6 +15,7 @@ from torch import nn
 
 from paceline.checkpoint.dequant import read_as
 from paceline.checkpoint.draft import Draft
+from paceline.checkpoint.layouts import layout_of
 from paceline.checkpoint.load import load_weights
 from paceline.checkpoint.map import not_of_target
 from paceline.checkpoint.quantization import chosen_format, format_named
@@ -41,11 +42,13 @@ def load_target(
     int8, fp8, none; None as `chosen_format`.
 
     Raises UserError for an unknown family, a bad configuration, and any tensor missing, left over or misshapen."""
-    config = ModelConfig.from_dir(path)
+    config, checkpoint = ModelConfig.from_dir(path), Checkpoint(path)
+    if layout_of(checkpoint) != "original":
+        raise UserError(f"{path} holds MTP modules alone: give it as draft model, and their own model as the model.")
     form = chosen_format(quantization, config.raw, device)
     model = allocate(lambda: quantised(build_model(config), form), _dtype(dtype, config), device)
     model.form = form
-    load_weights(model.weights(), Checkpoint(path), ignored=lambda name: not_of_target(name, config))
+    load_weights(model.weights(), checkpoint, ignored=lambda name: not_of_target(name, config))
     return _ready(model)
 
 

@@ -17,6 +17,7 @@ from paceline.cli.generate import generate
 from paceline.cli.inspect import inspect
 from paceline.cli.plot_training import plot_training
 from paceline.cli.quantize import quantize
+from paceline.cli.serve import serve
 from paceline.cli.train import train
 from paceline.cli.verify_lossless import verify_lossless
 from paceline.cli.xllm_compat import xllm_compat
@@ -30,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate, demo, verify_lossless, bench, train, plot_training, inspect, export_mtp, quantize):
+for command in (generate, demo, serve, verify_lossless, bench, train, plot_training, inspect, export_mtp, quantize):
     app.command()(command)
 # Its flags are another system's: none is ours to read, not even --help.
 app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []})(

@@ -1,0 +1,96 @@
+"""`paceline serve`: an OpenAI-compatible HTTP server."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any
+
+import typer
+
+from paceline.cli import options as opt
+from paceline.errors import UserError
+
+SERVER = "Server"
+KEY_VARIABLE = "PACELINE_API_KEY"
+
+
+def _option(*flags: str, **settings: Any) -> Any:
+    return typer.Option(*flags, rich_help_panel=SERVER, **settings)
+
+
+def serve(
+    model_dir: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="As --model.", show_default="the bundled model")
+    ] = None,
+    host: Annotated[str, _option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    port: Annotated[int, _option(help="0 takes a free one.")] = 8000,
+    api_key: Annotated[
+        list[str] | None,
+        _option(help="Clients must send it. Repeatable.", show_default=f"the variable {KEY_VARIABLE}, else none"),
+    ] = None,
+    served_model_name: Annotated[
+        list[str] | None, _option(help="What clients call the model. Repeatable.", show_default="as --model says")
+    ] = None,
+    max_queue: Annotated[int, _option(help="Most answers that wait beyond those that run; then 429.")] = 256,
+    request_timeout: Annotated[float, _option(help="Seconds a request may take; then 504.")] = 600.0,
+    drain_timeout: Annotated[float, _option(help="Seconds that open requests get after SIGTERM.")] = 60.0,
+    max_body_mib: Annotated[int, _option("--max-body-mib", help="Largest body of a request; then 413.")] = 8,
+    model: opt.Model = None,
+    dtype: opt.Dtype = None,
+    device: opt.Device = None,
+    quantization: opt.Quantization = None,
+    threads: opt.Threads = None,
+    drafter: opt.Drafter = None,
+    num_speculative_tokens: opt.NumSpeculativeTokens = None,
+    mtp_modules: opt.MtpModules = None,
+    draft_model: opt.DraftModel = None,
+    draft_quantization: opt.DraftQuantization = None,
+    ngram_min: opt.NgramMin = None,
+    ngram_max: opt.NgramMax = None,
+    speculative_config: opt.SpeculativeConfig = None,
+    block_size: opt.BlockSize = None,
+    num_blocks: opt.NumBlocks = None,
+    max_num_seqs: opt.MaxNumSeqs = None,
+    max_num_batched_tokens: opt.MaxNumBatchedTokens = None,
+    max_model_len: opt.MaxModelLen = None,
+    no_prefix_cache: opt.NoPrefixCache = False,
+) -> None:
+    """Serve the model over HTTP, as OpenAI's API has it: every request speculated, with the text of plain decoding."""
+    given = locals()
+    if model is not None and model_dir is not None:
+        raise UserError("MODEL and --model exclude each other; give one of them.")
+    opt.refuse_idle_options(given)
+    _require_libraries()
+    from paceline.checkpoint.resolve import BUNDLED, resolve_model
+    from paceline.serve.run import run
+    from paceline.serve.settings import ServerSettings
+
+    name = model_dir if model is None else model
+    settings = ServerSettings(
+        host=host,
+        port=port,
+        api_keys=_keys(api_key),
+        served_names=tuple(served_model_name or [name or BUNDLED]),
+        max_queue=max_queue,
+        timeout=request_timeout,
+        drain=drain_timeout,
+        max_body_mib=max_body_mib,
+        options=opt.model_options(given) | opt.engine_options(given),
+    )
+    run(resolve_model(name), settings)
+
+
+def _keys(flags: list[str] | None) -> tuple[str, ...]:
+    """Of the flags, else of the variable, which other users of the machine cannot read."""
+    variable = os.environ.get(KEY_VARIABLE)
+    return tuple(flags or ([variable] if variable else []))
+
+
+def _require_libraries() -> None:
+    try:
+        import fastapi
+        import prometheus_client
+        import uvicorn
+    except ImportError as error:
+        raise UserError(f"The server needs {error.name}; install it with pip install 'paceline[serve]'.") from None
+    del fastapi, prometheus_client, uvicorn

@@ -1,0 +1,79 @@
+"""Whole answers out of deltas, and what an HTTP answer says of their cost: `usage`, with the speculation in it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from paceline.request import SpeculationStats
+from paceline.serve.generation import Answers
+from paceline.serve.messages import Finished
+from paceline.serve.text import Delta
+
+
+@dataclass
+class Whole:
+    """One answer, as far as it has come."""
+
+    text: str = ""
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[dict[int, float]] = field(default_factory=list)
+    finished: Finished | None = None
+
+    def add(self, delta: Delta) -> None:
+        self.text += delta.text
+        self.tokens += delta.tokens
+        self.logprobs += delta.logprobs
+        self.finished = delta.finished
+
+
+async def collect(deltas: AsyncIterator[Delta], count: int) -> list[Whole]:
+    """All answers in the order of their numbers, when all have ended."""
+    wholes = [Whole() for _ in range(count)]
+    async for delta in deltas:
+        wholes[delta.index].add(delta)
+    return wholes
+
+
+class Usage:
+    """The tokens of all answers to a request, counted as they come."""
+
+    def __init__(self, answers: Answers) -> None:
+        self._jobs = answers.jobs
+        self._generated, self._cached = 0, 0
+        self._stats = SpeculationStats()
+
+    def add(self, delta: Delta) -> None:
+        self._generated += len(delta.tokens)
+        if delta.finished is not None:
+            self._stats.add(delta.finished.speculation)
+            if delta.index % self._jobs[0].params.n == 0:  # the prompt counts once
+                self._cached += delta.finished.prefix_hit_tokens
+
+    def as_dict(self) -> dict[str, Any]:
+        prompt = sum(len(job.prompt) for job in self._jobs)
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": self._generated,
+            "total_tokens": prompt + self._generated,
+            "prompt_tokens_details": {"cached_tokens": self._cached},
+            "speculation": self._speculation(),
+        }
+
+    def _speculation(self) -> dict[str, Any]:
+        asked = {"drafter": self._jobs[0].drafter, "num_speculative_tokens": self._jobs[0].drafts}
+        by_position = {"drafted_by_position": self._stats.offered, "accepted_by_position": self._stats.taken}
+        return asked | self._stats.as_dict() | by_position
+
+
+async def counted(deltas: AsyncIterator[Delta], usage: Usage) -> AsyncIterator[Delta]:
+    """The same deltas, after `usage` has seen them."""
+    async for delta in deltas:
+        usage.add(delta)
+        yield delta
+
+
+def end_fields(finished: Finished | None) -> dict[str, Any]:
+    """What a choice says at its end: why, and the seed with which it can be had again."""
+    return {"finish_reason": None} if finished is None else {"finish_reason": finished.reason, "seed": finished.seed}

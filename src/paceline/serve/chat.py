@@ -1,0 +1,79 @@
+"""`/v1/chat/completions`: the next message of a conversation, whole or as a stream."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import JSONResponse
+
+from paceline.serve.answers import Usage, Whole, collect, counted, end_fields
+from paceline.serve.generation import Answers, draft_length, sampling_params
+from paceline.serve.logprobs import chat_logprobs
+from paceline.serve.protocol import ChatBody, Message
+from paceline.serve.state import State, head, state_of
+from paceline.serve.stream import EventStream, begun, unless_gone
+from paceline.serve.text import Delta
+from paceline.tokenizer import Tokenizer
+
+router = APIRouter()
+
+
+@router.post("/v1/chat/completions", summary="The next message of a chat")
+async def chat(body: ChatBody, request: Request, state: Annotated[State, Depends(state_of)]) -> Response:
+    model = state.model_name(body.model)
+    answers = await _submit(body, state)
+    usage = Usage(answers)
+    deltas = counted(answers.deltas(), usage)
+    if not body.stream:
+        wholes = await unless_gone(request, collect(deltas, body.n))
+        choices = [_choice(number, whole, body, state.tokenizer) for number, whole in enumerate(wholes)]
+        return JSONResponse(head("chat.completion", "chatcmpl", model) | {"choices": choices, "usage": usage.as_dict()})
+    started = await unless_gone(request, begun(deltas))
+    return EventStream(
+        _chunks(started, body, head("chat.completion.chunk", "chatcmpl", model), usage, state.tokenizer), answers.abort
+    )
+
+
+async def _submit(body: ChatBody, state: State) -> Answers:
+    messages = body.messages or [Message(role="user", content=body.text or "")]
+    prompt = await state.encode_chat(messages, body.chat_template_kwargs, body.add_generation_prompt)
+    asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+    room = max(1, state.client.facts.max_model_len - len(prompt))
+    logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    params = sampling_params(body, room if asked is None else asked, logprobs)
+    drafts = draft_length(body.speculation, state.client.facts)
+    return Answers.submit(state.client, state.tokenizer, [prompt], params, drafts)
+
+
+def _choice(number: int, whole: Whole, body: ChatBody, tokenizer: Tokenizer) -> dict[str, Any]:
+    message = {"role": "assistant", "content": whole.text, "refusal": None}
+    return {"index": number, "message": message, "logprobs": _logprobs(whole, body, tokenizer)} | end_fields(
+        whole.finished
+    )
+
+
+def _logprobs(part: Whole | Delta, body: ChatBody, tokenizer: Tokenizer) -> dict[str, Any] | None:
+    return chat_logprobs(part.tokens, part.logprobs, body.top_logprobs or 0, tokenizer) if body.logprobs else None
+
+
+async def _chunks(
+    deltas: AsyncIterator[Delta], body: ChatBody, start: dict[str, Any], usage: Usage, tokenizer: Tokenizer
+) -> AsyncIterator[dict[str, Any]]:
+    """A chunk with the role for each answer, one for each delta that says something, and the usage if it is wanted."""
+    with_usage = body.stream_options is not None and body.stream_options.include_usage
+    start = start | ({"usage": None} if with_usage else {})
+    for number in range(body.n):
+        role = {"role": "assistant", "content": ""}
+        yield start | {"choices": [{"index": number, "delta": role, "logprobs": None, "finish_reason": None}]}
+    async for delta in deltas:
+        if delta.text or delta.finished or body.logprobs:
+            choice = {
+                "index": delta.index,
+                "delta": {"content": delta.text} if delta.text else {},
+                "logprobs": _logprobs(delta, body, tokenizer),
+            }
+            yield start | {"choices": [choice | end_fields(delta.finished)]}
+    if with_usage:
+        yield start | {"choices": [], "usage": usage.as_dict()}

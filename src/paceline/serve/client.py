@@ -1,0 +1,206 @@
+"""The web process's side of the engine: starts it, hands it jobs, brings back what came of them, starts it again.
+
+All of it runs in one event loop. The pipe from the engine is read whatever the HTTP clients do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import count
+from typing import Any
+
+from pydantic import BaseModel
+
+from paceline.errors import UserError
+from paceline.request import SamplingParams
+from paceline.serve.errors import ApiError
+from paceline.serve.job import Job, Watcher
+from paceline.serve.messages import (
+    MAX_LINE,
+    Abort,
+    Add,
+    Failed,
+    Piece,
+    Ready,
+    Refused,
+    Start,
+    Stats,
+    Step,
+    from_engine,
+    to_line,
+)
+
+COMMAND = (sys.executable, "-P", "-m", "paceline.serve.engine_process")
+FIRST_PAUSE, LONGEST_PAUSE = 0.2, 30.0  # seconds before an engine that died is started again
+CRASHED = "The engine stopped in the middle of this request and is being started again; send it again."
+DOWN = "The engine is being started again; come back in a moment."
+
+
+class EngineClient:
+    """`facts`: what the engine can do. `stats`: its last look at itself. `alive`: whether it takes jobs."""
+
+    facts: Ready
+
+    def __init__(self, options: dict[str, Any], max_queue: int, timeout: float, watcher: Watcher) -> None:
+        self._options, self._max_queue, self._timeout, self._watcher = options, max_queue, timeout, watcher
+        self._process: asyncio.subprocess.Process | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+        self._jobs: dict[str, tuple[Job, asyncio.TimerHandle]] = {}
+        self._names = count()
+        self.stats: Stats | None = None
+        self.alive = False
+
+    async def start(self) -> None:
+        """Returns when the engine is up. Raises `UserError` when it cannot be had."""
+        await self._launch()
+        self._supervisor = asyncio.create_task(self._supervise())
+
+    async def stop(self) -> None:
+        """Hangs up; the engine process ends."""
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+        self.alive = False
+        self._fail_all(ApiError(503, "The server is going down; send this request again later."))
+        if self._process is not None:
+            await _end(self._process)
+
+    @property
+    def open_answers(self) -> int:
+        return sum(job.open for job, _ in self._jobs.values())
+
+    def check_room(self, answers: int) -> None:
+        """Raises `ApiError`: 400 for more answers than the server ever takes, 429 when there is no room for them now,
+        503 while there is no engine."""
+        room = self.facts.max_num_seqs + self._max_queue
+        if answers > room:
+            raise ApiError(400, f"This asks for {answers} answers at once, and the server takes {room}: ask for fewer.")
+        if not self.alive:
+            raise ApiError(503, DOWN)
+        if self.open_answers + answers > room:
+            raise ApiError(429, f"The server is full ({self.open_answers} answers under way); try again in a moment.")
+
+    def submit(self, prompt: list[int], params: SamplingParams, drafts: int) -> Job:
+        """Hands a job over, with at most `drafts` tokens drafted at a time.
+
+        Raises `ApiError` as `check_room` does; what the engine says of the job comes with its pieces.
+
+        Whoever leaves a job before its end must `abort` it."""
+        self.check_room(params.n)
+        drafter = self.facts.drafter if drafts else "none"
+        job = Job(f"job-{next(self._names)}", prompt, params, drafter, drafts)
+        timer = asyncio.get_running_loop().call_later(self._timeout, self._expire, job)
+        self._jobs[job.id] = (job, timer)
+        self._watcher.arrived(job)
+        self._send(Add(job=job.id, prompt=prompt, params=params, num_speculative_tokens=drafts))
+        return job
+
+    def abort(self, job: Job) -> None:
+        """The engine forgets the job and frees its blocks. Nothing happens to one that has ended."""
+        if self._drop(job.id) is not None:
+            self._send(Abort(job=job.id))
+            job.fail(ApiError(499, "The request was aborted."))
+
+    def _expire(self, job: Job) -> None:
+        self.abort(job)
+        job.fail(ApiError(504, f"The answer took longer than {self._timeout:g} seconds; ask for fewer tokens."))
+
+    def _drop(self, name: str) -> Job | None:
+        if name not in self._jobs:
+            return None
+        job, timer = self._jobs.pop(name)
+        timer.cancel()
+        self._watcher.left(job)
+        return job
+
+    def _fail_all(self, error: ApiError) -> None:
+        for name in list(self._jobs):
+            job = self._drop(name)
+            if job is not None:
+                job.fail(error)
+
+    def _send(self, message: BaseModel) -> None:
+        if self._process is not None and self._process.stdin is not None and not self._process.stdin.is_closing():
+            self._process.stdin.write(to_line(message))
+
+    async def _launch(self) -> None:
+        pipe = asyncio.subprocess.PIPE
+        self._process = await asyncio.create_subprocess_exec(*COMMAND, stdin=pipe, stdout=pipe, limit=MAX_LINE)
+        self._send(Start(options=self._options))
+        try:
+            line = await self._line()
+        except BaseException:  # interrupted while it loads: it must not stay behind
+            await _end(self._process)
+            raise
+        said = from_engine(line) if line else None
+        if isinstance(said, Failed):
+            raise UserError(said.sentence)
+        if not isinstance(said, Ready):
+            raise UserError("The engine process ended before it was ready; what it wrote above tells why.")
+        self.facts, self.alive = said, True
+
+    async def _supervise(self) -> None:
+        """Reads the engine until it dies, and starts it again, each time in a row after a longer pause."""
+        pause = FIRST_PAUSE
+        while True:
+            if self.alive and await self._worked():
+                pause = FIRST_PAUSE
+            self.alive = False
+            self._fail_all(ApiError(503, CRASHED))
+            assert self._process is not None
+            await _end(self._process)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+            self._watcher.restarted()
+            with suppress(ValueError, OSError):  # `UserError` and what is not a message are among them
+                await self._launch()
+
+    async def _worked(self) -> bool:
+        """Listens until the engine hangs up or talks nonsense; whether it did any work before."""
+        steps = count()
+        with suppress(ValueError):
+            await self._listen(steps)
+        return next(steps) > 0
+
+    async def _listen(self, steps: Iterator[int]) -> None:
+        while line := await self._line():
+            message = from_engine(line)
+            if isinstance(message, Stats):
+                self.stats = message
+            elif isinstance(message, Step):
+                next(steps)
+                for piece in message.pieces:
+                    self._deliver(piece)
+            elif isinstance(message, Refused):
+                job = self._drop(message.job)
+                if job is not None:
+                    job.fail(ApiError(400, message.sentence))
+
+    def _deliver(self, piece: Piece) -> None:
+        """To its job, unless that was aborted meanwhile."""
+        job, _ = self._jobs.get(piece.job, (None, None))
+        if job is None:
+            return
+        job.put(piece)
+        self._watcher.piece(job, piece)
+        if job.ended:
+            self._drop(job.id)
+
+    async def _line(self) -> bytes:
+        """Empty at the end."""
+        assert self._process is not None and self._process.stdout is not None
+        line = await self._process.stdout.readline()
+        return line if line.endswith(b"\n") else b""
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Hangs up and waits a little; then kills."""
+    if process.stdin is not None:
+        process.stdin.close()
+    try:
+        await asyncio.wait_for(process.wait(), 2.0)
+    except TimeoutError:
+        process.kill()
+        await process.wait()

@@ -1,0 +1,116 @@
+"""`/v1/completions`: text that continues a prompt, or several; as text or as token ids."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import JSONResponse
+
+from paceline.serve.answers import Usage, collect, counted, end_fields
+from paceline.serve.errors import ApiError
+from paceline.serve.generation import Answers, draft_length, sampling_params
+from paceline.serve.logprobs import completion_logprobs
+from paceline.serve.messages import Finished
+from paceline.serve.protocol import CompletionBody
+from paceline.serve.state import State, head, state_of
+from paceline.serve.stream import EventStream, begun, unless_gone
+from paceline.serve.text import Delta
+from paceline.tokenizer import Tokenizer
+
+MAX_TOKENS = 16  # OpenAI's default here
+
+router = APIRouter()
+
+
+# The second path is where an OpenAI client arrives whose base URL ends in /v1/chat/completions, as in PaddleNLP's docs.
+@router.post("/v1/chat/completions/completions", include_in_schema=False)
+@router.post("/v1/completions", summary="Text that continues a prompt")
+async def completions(body: CompletionBody, request: Request, state: Annotated[State, Depends(state_of)]) -> Response:
+    model = state.model_name(body.model)
+    prompts = await _encoded(body, state)
+    params = sampling_params(body, MAX_TOKENS if body.max_tokens is None else body.max_tokens, body.logprobs)
+    drafts = draft_length(body.speculation, state.client.facts)
+    echoes = await _echoes(body, prompts, state)
+    answers = Answers.submit(state.client, state.tokenizer, prompts, params, drafts)
+    usage = Usage(answers)
+    deltas = counted(answers.deltas(), usage)
+    start, shape = head("text_completion", "cmpl", model), _Shape(body, echoes, state.tokenizer)
+    if not body.stream:
+        wholes = await unless_gone(request, collect(deltas, len(prompts) * body.n))
+        choices = [
+            shape.choice(number, shape.echo(number) + whole.text, whole.tokens, whole.logprobs, whole.finished)
+            for number, whole in enumerate(wholes)
+        ]
+        return JSONResponse(start | {"choices": choices, "usage": usage.as_dict()})
+    return EventStream(_chunks(await unless_gone(request, begun(deltas)), shape, start, usage), answers.abort)
+
+
+async def _encoded(body: CompletionBody, state: State) -> list[list[int]]:
+    """One list of ids for each prompt."""
+    given = body.prompt
+    if isinstance(given, str):
+        return [await state.encode(given, body.add_special_tokens)]
+    if not given:
+        raise ApiError(400, "The prompt is empty; give at least one token.", param="prompt")
+    ids = [entry for entry in given if isinstance(entry, int)]
+    if ids:
+        return [ids]
+    return [
+        await state.encode(entry, body.add_special_tokens) if isinstance(entry, str) else entry
+        for entry in given
+        if not isinstance(entry, int)
+    ]
+
+
+async def _echoes(body: CompletionBody, prompts: list[list[int]], state: State) -> list[str]:
+    """What is written before each prompt's answers."""
+    if not body.echo:
+        return [""] * len(prompts)
+    given = [body.prompt] if isinstance(body.prompt, str) else body.prompt
+    texts = [entry for entry in given if isinstance(entry, str)]
+    return texts or [state.tokenizer.decode(prompt) for prompt in prompts]
+
+
+@dataclass
+class _Shape:
+    """How choices look. `offsets`: where the text of a choice's next token begins."""
+
+    body: CompletionBody
+    echoes: list[str]
+    tokenizer: Tokenizer
+
+    def __post_init__(self) -> None:
+        self._offsets = [0] * (len(self.echoes) * self.body.n)
+
+    def echo(self, number: int) -> str:
+        return self.echoes[number // self.body.n]
+
+    def choice(
+        self, number: int, text: str, tokens: list[int], rows: list[dict[int, float]], finished: Finished | None
+    ) -> dict[str, Any]:
+        logprobs = None
+        if self.body.logprobs is not None:
+            logprobs, self._offsets[number] = completion_logprobs(
+                tokens, rows, self.body.logprobs, self.tokenizer, self._offsets[number]
+            )
+        return {"index": number, "text": text, "logprobs": logprobs} | end_fields(finished)
+
+
+async def _chunks(
+    deltas: AsyncIterator[Delta], shape: _Shape, start: dict[str, Any], usage: Usage
+) -> AsyncIterator[dict[str, Any]]:
+    body = shape.body
+    with_usage = body.stream_options is not None and body.stream_options.include_usage
+    start = start | ({"usage": None} if with_usage else {})
+    if body.echo:
+        for number in range(len(shape.echoes) * body.n):
+            yield start | {"choices": [shape.choice(number, shape.echo(number), [], [], None)]}
+    async for delta in deltas:
+        if delta.text or delta.finished or body.logprobs is not None:
+            choice = shape.choice(delta.index, delta.text, delta.tokens, delta.logprobs, delta.finished)
+            yield start | {"choices": [choice]}
+    if with_usage:
+        yield start | {"choices": [], "usage": usage.as_dict()}

@@ -1,0 +1,102 @@
+"""What a client is told when something is wrong: one sentence in OpenAI's error body, under the right HTTP status."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from paceline.errors import UserError
+
+TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    413: "invalid_request_error",
+    429: "rate_limit_error",
+    503: "service_unavailable_error",
+    504: "timeout_error",
+}
+RETRY_SECONDS = 1
+
+
+class ApiError(Exception):
+    """`status` is HTTP's; `param` names the field that is wrong. 429 and 503 ask the client to come again."""
+
+    def __init__(self, status: int, sentence: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(sentence)
+        self.status, self.param, self.code = status, param, code
+
+    @property
+    def body(self) -> dict[str, Any]:
+        return error_body(self.status, str(self), self.param, self.code)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        if self.status == 401:
+            return {"WWW-Authenticate": "Bearer"}
+        return {"Retry-After": str(RETRY_SECONDS)} if self.status in (429, 503) else {}
+
+
+def error_body(status: int, sentence: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    kind = TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    return {"error": {"message": sentence, "type": kind, "param": param, "code": code}}
+
+
+def as_response(error: ApiError) -> JSONResponse:
+    return JSONResponse(error.body, error.status, error.headers)
+
+
+def add_handlers(app: FastAPI) -> None:
+    """Every way in which a route can end badly becomes an OpenAI error body."""
+    app.add_exception_handler(ApiError, _of_api_error)
+    app.add_exception_handler(UserError, _of_user_error)
+    app.add_exception_handler(RequestValidationError, _of_validation)
+    app.add_exception_handler(HTTPException, _of_http)
+    app.add_exception_handler(Exception, _of_defect)
+
+
+async def _of_api_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ApiError)
+    return as_response(error)
+
+
+async def _of_user_error(request: Request, error: Exception) -> JSONResponse:
+    return as_response(ApiError(400, str(error)))
+
+
+async def _of_validation(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    return as_response(from_validation(error.errors()))
+
+
+async def _of_http(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    return JSONResponse(error_body(error.status_code, str(error.detail)), error.status_code, error.headers)
+
+
+async def _of_defect(request: Request, error: Exception) -> JSONResponse:
+    return as_response(ApiError(500, "The server has a defect; its log tells which."))
+
+
+def from_validation(problems: Sequence[Mapping[str, Any]]) -> ApiError:
+    """The first of pydantic's complaints as one sentence that names the field.
+
+    Example: a temperature "hot" is "temperature: Input should be a valid number."."""
+    first = problems[0]
+    if first["type"] == "json_invalid":
+        return ApiError(400, "The body is not valid JSON.")
+    where = [str(part) for part in first["loc"] if part != "body"]
+    field = next(iter(where), None)
+    if field is None:
+        said = str(first["msg"]).removeprefix("Value error, ").rstrip(".")
+        return ApiError(400, f"{said}.", param=(first.get("ctx") or {}).get("field"))
+    if first["type"] == "extra_forbidden":
+        return ApiError(400, f"The field {'.'.join(where)[:80]!r} is not known here; leave it out.", param=field)
+    said = str(first["msg"]).removeprefix("Value error, ").rstrip(".")
+    return ApiError(400, f"{'.'.join(where)[:80]}: {said}.", param=field)

@@ -1,0 +1,127 @@
+"""From a request's fields to jobs for the engine, and from jobs to deltas: what chat and completions share."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from paceline.errors import UserError
+from paceline.request import SamplingParams
+from paceline.serve.client import EngineClient
+from paceline.serve.errors import ApiError
+from paceline.serve.job import Job
+from paceline.serve.messages import Piece, Ready
+from paceline.serve.protocol import GenerationBody, Speculation
+from paceline.serve.text import AnswerText, Delta
+from paceline.tokenizer import Tokenizer
+
+# Fields that go to `SamplingParams` as they are.
+SAME = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "seed",
+    "ignore_eos",
+    "min_tokens",
+    "n",
+)
+
+
+def sampling_params(body: GenerationBody, max_tokens: int, logprobs: int | None) -> SamplingParams:
+    """Raises `UserError` for a value out of range."""
+    bias: dict[int, float] = {}
+    for token, value in body.logit_bias.items():
+        if not token.isdecimal() or len(token) > 9:
+            raise UserError(f"logit_bias maps token ids to numbers, and {token[:20]!r} is no token id.")
+        bias[int(token)] = value
+    return SamplingParams(
+        **{name: getattr(body, name) for name in SAME},
+        logit_bias=bias,
+        stop=body.stop,
+        stop_token_ids=body.stop_token_ids,
+        max_tokens=max_tokens,
+        logprobs=logprobs,
+    )
+
+
+def draft_length(asked: Speculation, facts: Ready) -> int:
+    """How many tokens to draft at a time for what a request asks. Raises `ApiError` for what this server cannot do.
+
+    Example: on a server that drafts 4 with mtp, {"drafter": "none"} is 0, {"num_speculative_tokens": 2} is 2."""
+    most, wanted = facts.num_speculative_tokens, asked.num_speculative_tokens
+    if asked.drafter not in (None, "none", facts.drafter):
+        names = " or ".join(dict.fromkeys((facts.drafter, "none")))
+        raise ApiError(400, f"speculation.drafter: this server drafts with {names}; ask for that.", param="speculation")
+    if asked.drafter == "none":
+        most = 0
+    if wanted is None or wanted == "auto":
+        return most
+    if not 0 <= wanted <= most:
+        raise ApiError(
+            400, f"speculation.num_speculative_tokens must lie between 0 and {most} here.", param="speculation"
+        )
+    return wanted
+
+
+# Of one entry: while its reader is slow, what comes is gathered in the job and decoded in one go.
+_News = asyncio.Queue[list[Delta] | Exception | None]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The jobs of one HTTP request; answer i of job j has number j * n + i, as OpenAI numbers choices."""
+
+    jobs: list[Job]
+    client: EngineClient
+    tokenizer: Tokenizer
+
+    @classmethod
+    def submit(
+        cls, client: EngineClient, tokenizer: Tokenizer, prompts: list[list[int]], params: SamplingParams, drafts: int
+    ) -> Answers:
+        """All or none. Raises `ApiError` when the server is full."""
+        client.check_room(len(prompts) * params.n)
+        return cls([client.submit(prompt, params, drafts) for prompt in prompts], client, tokenizer)
+
+    def abort(self) -> None:
+        for job in self.jobs:
+            self.client.abort(job)
+
+    async def deltas(self) -> AsyncIterator[Delta]:
+        """What comes of all jobs, as it comes. Raises `ApiError` when one of them fails, and aborts the others."""
+        news: _News = asyncio.Queue(maxsize=1)
+        readers = [asyncio.create_task(self._read(number, job, news)) for number, job in enumerate(self.jobs)]
+        try:
+            for _ in readers:
+                while (new := await news.get()) is not None:
+                    if isinstance(new, Exception):
+                        raise new
+                    for delta in new:
+                        yield delta
+        finally:
+            for reader in readers:
+                reader.cancel()
+            self.abort()
+
+    async def _read(self, number: int, job: Job, news: _News) -> None:
+        texts = [
+            AnswerText(self.tokenizer, self.client.facts, job, number * job.params.n + i) for i in range(job.params.n)
+        ]
+        try:
+            async for pieces in job.pieces():
+                await news.put([texts[i].push(mine) for i, mine in _by_answer(pieces).items()])
+            await news.put(None)
+        except Exception as error:  # whoever waits for news must hear of it
+            await news.put(error)
+
+
+def _by_answer(pieces: list[Piece]) -> dict[int, list[Piece]]:
+    grouped: dict[int, list[Piece]] = {}
+    for piece in pieces:
+        grouped.setdefault(piece.index, []).append(piece)
+    return grouped

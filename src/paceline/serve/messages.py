@@ -1,0 +1,127 @@
+"""What the web process and the engine process tell each other: JSON, one message a line, never pickle.
+
+A job is one prompt with its `n` answers. Host data only; nothing here knows HTTP or torch.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from paceline.request import SamplingParams, SpeculationStats
+
+MAX_LINE = 256 << 20  # bytes of one message; the largest is a prompt's ids or a step with log-probabilities
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+
+class Start(_Message):
+    """The first one: keywords of `LLM`."""
+
+    kind: Literal["start"] = "start"
+    options: dict[str, Any]
+
+
+class Add(_Message):
+    """num_speculative_tokens None: as many as the engine drafts for everyone."""
+
+    kind: Literal["add"] = "add"
+    job: str
+    prompt: list[int]
+    params: SamplingParams
+    num_speculative_tokens: int | None = None
+
+
+class Abort(_Message):
+    """For a job that is not there (any more) nothing happens."""
+
+    kind: Literal["abort"] = "abort"
+    job: str
+
+
+class Ready(_Message):
+    """The engine is up; what it can do. num_speculative_tokens: the most it drafts at a time."""
+
+    kind: Literal["ready"] = "ready"
+    drafter: str
+    num_speculative_tokens: int
+    max_model_len: int
+    vocab_size: int
+    eos_token_ids: list[int]
+    max_num_seqs: int
+
+
+class Failed(_Message):
+    """The engine cannot start: the sentence for the user. The process ends."""
+
+    kind: Literal["failed"] = "failed"
+    sentence: str
+
+
+class Refused(_Message):
+    """This job cannot be done; nothing of it was queued."""
+
+    kind: Literal["refused"] = "refused"
+    job: str
+    sentence: str
+
+
+class Finished(_Message):
+    """How an answer ended."""
+
+    reason: str
+    seed: int
+    prefix_hit_tokens: int
+    speculation: SpeculationStats
+
+
+class Piece(_Message):
+    """What a step added to answer `index` of a job. origins as in `Request`; logprobs: a row a token, if asked for."""
+
+    job: str
+    index: int
+    tokens: list[int]
+    origins: list[int]
+    logprobs: list[dict[int, float]] | None = None
+    finished: Finished | None = None
+
+
+class Step(_Message):
+    kind: Literal["step"] = "step"
+    pieces: list[Piece]
+
+
+class Stats(_Message):
+    """A look at the engine: who is in it, the KV cache's blocks in use, and its counts since it started.
+
+    seconds: where its time went, by part, as in `EngineStats`."""
+
+    kind: Literal["stats"] = "stats"
+    running: int
+    waiting: int
+    blocks_used: int
+    blocks: int
+    steps: int
+    preemptions: int
+    seconds: dict[str, float]
+
+
+ToEngine = Annotated[Start | Add | Abort, Field(discriminator="kind")]
+FromEngine = Annotated[Ready | Failed | Refused | Step | Stats, Field(discriminator="kind")]
+_TO: TypeAdapter[Start | Add | Abort] = TypeAdapter(ToEngine)
+_FROM: TypeAdapter[Ready | Failed | Refused | Step | Stats] = TypeAdapter(FromEngine)
+
+
+def to_line(message: BaseModel) -> bytes:
+    return message.model_dump_json().encode() + b"\n"
+
+
+def to_engine(line: bytes) -> Start | Add | Abort:
+    return _TO.validate_json(line)
+
+
+def from_engine(line: bytes) -> Ready | Failed | Refused | Step | Stats:
+    return _FROM.validate_json(line)

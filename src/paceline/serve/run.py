@@ -1,0 +1,73 @@
+"""From settings to a server that listens, and back: the port, the engine, signals, and the drain at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+
+from paceline.errors import UserError
+from paceline.serve.app import make_app
+from paceline.serve.client import EngineClient
+from paceline.serve.metrics import Metrics
+from paceline.serve.settings import ServerSettings
+from paceline.serve.state import State
+from paceline.tokenizer import Tokenizer
+
+
+class Server(uvicorn.Server):
+    """The first signal drains, the second one stops at once."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+
+def run(model: Path, settings: ServerSettings) -> None:
+    """Serves the model in that directory until a signal comes. Raises `UserError` when the port is taken, or the engine
+    cannot start."""
+    with _bound(settings.host, settings.port) as listener:
+        asyncio.run(_serve(model, settings, listener))
+
+
+async def _serve(model: Path, settings: ServerSettings, listener: socket.socket) -> None:
+    tokenizer = Tokenizer.from_dir(model)
+    metrics = Metrics(settings.served_names[0])
+    client = EngineClient(settings.options | {"model": str(model)}, settings.max_queue, settings.timeout, metrics)
+    await client.start()
+    try:
+        config = uvicorn.Config(
+            make_app(State(settings, client, tokenizer, metrics)),
+            log_level="warning",
+            lifespan="off",
+            timeout_graceful_shutdown=max(1, round(settings.drain)),
+        )
+        _announce(settings, listener, client)
+        await Server(config).serve(sockets=[listener])
+    finally:
+        await client.stop()
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """Taken before the model is loaded; until it listens, clients are refused."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        found = socket.socket(family, kind, protocol)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(address)
+    except OSError as error:
+        raise UserError(
+            f"The server cannot listen on {host} port {port} ({error.strerror}): choose another --port or --host."
+        ) from None
+    return found
+
+
+def _announce(settings: ServerSettings, listener: socket.socket, client: EngineClient) -> None:
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    drafts = f"{client.facts.drafter}, {client.facts.num_speculative_tokens} tokens at a time"
+    print(f"paceline: {settings.served_names[0]} at http://{shown}:{port}/v1 ({drafts})", file=sys.stderr, flush=True)

@@ -1,0 +1,77 @@
+"""What every route needs: the engine's client, the tokenizer, the settings; and the steps that routes share."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import Request
+
+from paceline.serve.client import EngineClient
+from paceline.serve.errors import ApiError
+from paceline.serve.metrics import Metrics
+from paceline.serve.protocol import Message
+from paceline.serve.settings import DEFAULT_NAME, ServerSettings
+from paceline.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class State:
+    settings: ServerSettings
+    client: EngineClient
+    tokenizer: Tokenizer
+    metrics: Metrics
+    started: int = field(default_factory=lambda: int(time.time()))
+
+    def model_name(self, asked: str | None) -> str:
+        """The name that the answer shows. Raises `ApiError` 404 for a model that is not served."""
+        names = self.settings.served_names
+        if asked is None or asked == DEFAULT_NAME:
+            return names[0]
+        if asked not in names:
+            raise ApiError(
+                404, f"There is no model {asked[:80]!r} here; this server has {', '.join(names)}.", param="model"
+            )
+        return asked
+
+    async def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        """In a thread: a long text holds up nobody else."""
+        return await asyncio.to_thread(self.tokenizer.encode, text, add_special_tokens=add_special_tokens)
+
+    async def encode_chat(
+        self, messages: Sequence[Message], variables: dict[str, Any], add_generation_prompt: bool
+    ) -> list[int]:
+        """Raises `UserError` when the model has no chat template, or it refuses the messages."""
+        for name in variables:
+            if name in ("messages", "add_generation_prompt"):
+                raise ApiError(400, f"chat_template_kwargs must not hold {name}.", param="chat_template_kwargs")
+        return await asyncio.to_thread(
+            self.tokenizer.apply_chat_template,
+            [as_dict(message) for message in messages],
+            add_generation_prompt=add_generation_prompt,
+            **variables,
+        )
+
+
+def as_dict(message: Message) -> dict[str, Any]:
+    """As templates read it: text parts are one text."""
+    content = message.content
+    text = content if isinstance(content, str) else "".join(part.text for part in content)
+    named = {} if message.name is None else {"name": message.name}
+    return {"role": message.role, "content": text} | named
+
+
+def state_of(request: Request) -> State:
+    """FastAPI's way to hand a route its state."""
+    state = request.app.state.paceline
+    assert isinstance(state, State)
+    return state
+
+
+def head(kind: str, prefix: str, model: str) -> dict[str, Any]:
+    """What every OpenAI object begins with."""
+    return {"id": f"{prefix}-{secrets.token_hex(12)}", "object": kind, "created": int(time.time()), "model": model}

@@ -1,0 +1,82 @@
+"""Server-sent events, and what happens when the client goes away: whatever it asked for is aborted."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, TypeVar
+
+from fastapi import Request
+from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from paceline.serve.errors import ApiError, error_body
+
+DONE = "data: [DONE]\n\n"
+T = TypeVar("T")
+
+
+def event(data: dict[str, Any]) -> str:
+    """One event; ASCII, so that no line separator of Unicode cuts it."""
+    return f"data: {json.dumps(data, separators=(',', ':'))}\n\n"
+
+
+async def events(chunks: AsyncIterator[dict[str, Any]]) -> AsyncIterator[str]:
+    """Each chunk as an event, then [DONE]; an error on the way is the last event, without [DONE]."""
+    try:
+        async for chunk in chunks:
+            yield event(chunk)
+        yield DONE
+    except ApiError as error:
+        yield event(error.body)
+    except Exception:
+        yield event(error_body(500, "The server has a defect; its log tells which."))
+        raise
+
+
+class EventStream(StreamingResponse):
+    """Calls `leave` however it ends, also when the client left before the first event."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, chunks: AsyncIterator[dict[str, Any]], leave: Callable[[], None]) -> None:
+        super().__init__(events(chunks), headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        self._leave = leave
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._leave()
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """What `work` returns or raises; when the client goes away before, `work` is cancelled."""
+    task, gone = asyncio.create_task(work), asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ApiError(499, "The client went away.")
+        return task.result()
+    finally:
+        for each in (task, gone):
+            each.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def begun(deltas: AsyncIterator[T]) -> AsyncIterator[T]:
+    """The same, after the first one has come: what is refused is refused before any byte of an answer is sent."""
+    first = await anext(deltas)
+
+    async def all_of_them() -> AsyncIterator[T]:
+        yield first
+        async for delta in deltas:
+            yield delta
+
+    return all_of_them()

@@ -52,6 +52,7 @@ def test_values() -> None:
     line = read_line(["--shape", "128", "128", "--nographs", "--share", "-0.5"], (*FLAGS, Flag("graphs", bool)), "O")
     assert line.given == {"shape": (128, 128), "graphs": False, "share": -0.5}
     assert read_line(["--name", "-1"], FLAGS, "O").given == {"name": "-1"}
+    assert read_line(["--a-b", "-1"], (Flag("a_b", int),), "O").given == {"a_b": -1}
     assert read_line(["--name="], FLAGS, "O").given == {"name": ""}
     assert read_line(["--name=a=b"], FLAGS, "O").given == {"name": "a=b"}
     assert read_line(["--shape=[128, 128]"], FLAGS, "O").given == {"shape": (128, 128)}
@@ -91,7 +92,10 @@ def test_a_mistake_is_one_sentence(words: str, said: str) -> None:
     assert "\n" not in str(error.value) and len(str(error.value)) < 200
 
 
-@given(st.lists(st.text(max_size=12), max_size=6))
+NAMES = [f"--{flag.name}" for flags in TABLES.values() for flag in flags]
+
+
+@given(st.lists(st.sampled_from(NAMES) | st.text("-=no_1ae\u00e9 ", max_size=6), max_size=6))
 def test_any_line_is_read_or_refused(words: list[str]) -> None:
     for system, flags in TABLES.items():
         try:

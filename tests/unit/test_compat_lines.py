@@ -153,8 +153,18 @@ def test_xllm_refuses_in_one_sentence(words: Callable[[str], list[str]], line: s
         xllm.run(words(line))
 
 
-def test_predictor_with_reference(predict: Callable[[str], list[dict[str, Any]]]) -> None:
+def test_predictor_with_reference(
+    predict: Callable[[str], list[dict[str, Any]]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The file, and on stdout what PaddleNLP prints: a heading and a text, three times for each question."""
     rows = predict(REFERENCE)
+    headed = [("Who are you?", "me", rows[0]["output"]), ("2 + 2?", "", rows[1]["output"])]
+    stars = "*" * 11
+    assert capsys.readouterr().out == "".join(
+        f"{stars}{heading}{'*' * 10}\n{text}\n"
+        for texts in headed
+        for heading, text in zip(("Source", "Target", "Output"), texts, strict=True)
+    )
     assert [(row["src"], row["tgt"]) for row in rows] == [("Who are you?", "me"), (["hi", "2 + 2?"], ["hello"])]
     assert all(row["output"] for row in rows)
 
@@ -258,6 +268,11 @@ def test_a_bad_row_is_named_and_nothing_is_written(words: Callable[[str], list[s
     assert {path.name for path in tmp_path.iterdir()} == {"data.json"}
 
 
+def test_turns_take_a_chat_template(predict: Callable[[str], list[dict[str, Any]]]) -> None:
+    with pytest.raises(UserError, match="Prompt 2 has several turns, which takes a chat template"):
+        predict("--model_name_or_path M --chat_template none")
+
+
 def test_long_prompts_lose_their_beginning(
     words: Callable[[str], list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -277,6 +292,20 @@ def test_greedy_in_other_words() -> None:
     for line in ("--top_p 0", "--decode_strategy greedy_search --temperature 0.5", "--temperature 0"):
         asked, read = paddlenlp.understand(shlex.split(f"{model} {line}"))
         assert asked.params.temperature == 0 and len(read.notes) == (line != "--temperature 0")
+
+
+def test_lengths() -> None:
+    """A prompt may have what the answer leaves of the total, unless src_length says less."""
+    model = f"--model_name_or_path {bundled_model()}"
+    for line, length in (("", 3072), ("--max_length 100 --total_max_length 500", 400), ("--src_length 7", 7)):
+        assert paddlenlp.source_length(paddlenlp.read(shlex.split(f"{model} {line}"))) == length
+
+
+def test_without_a_method_nobody_drafts() -> None:
+    model = f"--model_name_or_path {bundled_model()}"
+    asked, line = paddlenlp.understand(shlex.split(f"{model} --speculate_max_draft_token_num 3"))
+    assert (asked.llm["drafter"], asked.llm["num_speculative_tokens"]) == ("none", 0)
+    assert "--speculate_max_draft_token_num=3" in line.notes[0]
 
 
 @pytest.fixture

@@ -231,6 +231,9 @@ def test_modules_promised_but_not_there(target: DecoderModel, draft: Path) -> No
     with pytest.raises(UserError, match=r"Tensor \S+ \(and \d+ more\) is missing"):
         load_mtp(other, target)
     assert len(load_mtp(other, target, num_modules=2).depths) == 2
+    hostile = copy_of(draft, draft.parent / "hostile", num_nextn_predict_layers=10**9)
+    with pytest.raises(UserError, match="num_nextn_predict_layers is 1000000000, and no model has more"):
+        load_mtp(hostile, target)
 
 
 def test_another_checkpoint_must_have_the_same_embedding(

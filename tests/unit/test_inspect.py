@@ -27,12 +27,14 @@ from paceline.checkpoint.export_mtp import export_mtp
 from paceline.checkpoint.export_plan import plan_export
 from paceline.checkpoint.inspect import Report, inspect
 from paceline.checkpoint.layouts import LAYOUTS
+from paceline.checkpoint.quantize import plan_quantize, quantize
 from paceline.checkpoint.reader import INDEX, SINGLE
 from paceline.checkpoint.resolve import bundled_model
 from paceline.cli.inspect import drafters, short, size
 from paceline.config import ModelConfig
 from paceline.drafters import drafter_names
 from paceline.errors import UserError
+from paceline.formats import FORMATS, Format
 from paceline.loaded import Loaded
 
 
@@ -111,6 +113,16 @@ def test_an_export_is_known_by_its_layout(layout: str, dtype: str, tmp_path: Pat
     assert report.mtp is not None and whole.mtp is not None
     assert report.mtp.parameters == whole.mtp.parameters and report.mtp.kv_bytes == whole.mtp.kv_bytes
     assert (report.quantization is None) == (dtype == "bfloat16")
+
+
+@pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
+def test_what_quantize_writes_is_sound(form: Format, tiny_model: Path, tmp_path: Path) -> None:
+    report, before = inspect(quantize(plan_quantize(tiny_model, form), tmp_path / "out")), inspect(tiny_model)
+    assert report.warnings == () and report.usable_modules == 2
+    assert report.quantization is not None and report.quantization.startswith(form.name)
+    assert report.target is not None and before.target is not None
+    assert report.target.parameters == before.target.parameters
+    assert report.target.bytes_stored < before.target.bytes_stored == before.target.bytes_in_dtype + 2 * 8 * 2
 
 
 def test_a_damaged_export_cannot_draft(tmp_path: Path) -> None:

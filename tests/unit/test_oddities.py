@@ -59,7 +59,7 @@ def sharded(directory: Path, **metadata: Any) -> None:
 
 
 def fp8_config(config: dict[str, Any], **more: Any) -> None:
-    config["quantization_config"] = {"quant_method": "fp8", **more}
+    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128], **more}
 
 
 def yarn(config: dict[str, Any], factor: float) -> None:
@@ -87,16 +87,21 @@ CASES = (
     Case("an expert gap in a module", "model.layers.4.mlp.experts lacks expert 0.", dropped("layers.4.mlp.experts.0.")),
     Case("FP8 without scales", f"FP8 tensor {UP} comes without its scales",
          lambda t: (quantised(t), t.pop(UP + "_scale_inv")), fp8_config),
-    Case("scales of other blocks", f"Scale {UP}_scale_inv does not hold one number for each block",
+    Case("scales of other blocks", f"Scale {UP}_scale_inv has another shape",
          lambda t: (quantised(t), t.update({UP + "_scale_inv": torch.ones(2, 1)})), fp8_config),
     Case("a scale alone", "Scale model.layers.1.x.weight_scale_inv is there without its weight.",
          lambda t: t.update({"model.layers.1.x.weight_scale_inv": torch.ones(1, 1)})),
     Case("a scale too many", f"Scale {UP}_scale_inv belongs to a weight that is not quantised.",
          lambda t: t.update({UP + "_scale_inv": torch.ones(1, 1)})),
-    Case("FP8 told, not stored", "config.json says fp8, but no tensor", config=fp8_config),
-    Case("FP8 stored, not told", f"{UP} is FP8, but quantization_config of config.json says nothing.", quantised),
-    Case("other blocks told", "quantization_config names blocks of [64, 64]", quantised,
+    Case("FP8 told, not stored", "config.json says fp8, but no tensor is stored so.", config=fp8_config),
+    Case("FP8 stored, not told", f"Tensor {UP} is fp8, but quantization_config of config.json says nothing.",
+         quantised),
+    Case("other blocks told", "weights quantised as 'fp8' with these settings cannot be read", quantised,
          lambda c: fp8_config(c, weight_block_size=[64, 64])),
+    Case("unknown quantisation", "weights quantised as 'awq' with these settings",
+         config=lambda c: c.update(quantization_config={"quant_method": "awq"})),
+    Case("packed integers", f"Tensor {UP} is stored as I32, which Paceline does not read.",
+         lambda t: t.update({UP: t[UP].to(torch.int32)})),
     Case("mixed types", "Weights are of mixed types: 160 tensors are BF16, but model.norm.weight is F32.",
          lambda t: t.update({"model.norm.weight": t["model.norm.weight"].float()})),
     Case("dtype contradicted", "config.json says float16, but the weights are stored as bfloat16.",
@@ -122,8 +127,8 @@ CASES = (
          "is 256", config=lambda c: yarn(c, 8)),
     Case("unknown family", "model_type 'gpt_oss' is not supported; known families:",
          config=lambda c: c.update(model_type="gpt_oss")),
-    Case("absurd sizes", "config.json names 1000002 layers of 8 experts, which no model has.",
-         config=lambda c: c.update(num_hidden_layers=1_000_000)),
+    Case("absurd sizes", "config.json names 5 layers of 1073741824 experts, which no model has.",
+         config=lambda c: c.update(n_routed_experts=1 << 30)),
 )  # fmt: skip
 
 
@@ -154,7 +159,7 @@ def test_sound_stretching_and_fp8_are_not_odd(tiny_model: Path, tmp_path: Path) 
     quantised(tensors)
     quantised(tensors, "model.layers.3.mlp.experts.3.up_proj.weight")
     save_file(tensors, directory / SINGLE)
-    fp8_config(config, weight_block_size=[128, 128])
+    fp8_config(config)
     yarn(config, 4)
     (directory / "config.json").write_text(json.dumps(config))
     sharded(directory, total_size=sum(tensor.nbytes for tensor in tensors.values()))

@@ -16,17 +16,18 @@ import torch
 from torch import Tensor
 
 from paceline.checkpoint.layouts import find_modules, layout_of
-from paceline.checkpoint.reader import Checkpoint, TensorInfo
+from paceline.checkpoint.reader import DTYPES, Checkpoint, TensorInfo
 from paceline.config import ModelConfig, dtype_from_name, read_config
 from paceline.errors import UserError
+from paceline.formats import FORMATS, Format, format_of
 from paceline.layers.attention import CacheSpec
 from paceline.models import build_model, build_mtp, families, family
 from paceline.models.meta import laid_out
 from paceline.models.mtp import MTPDepth
 
-MAX_LAYERS, MAX_EXPERTS = 4096, 1 << 20  # beyond any model; all experts of all layers
+MAX_EXPERTS = 1 << 20  # of all layers, beyond any model
 EXPERTS = ("n_routed_experts", "num_experts", "num_local_experts")
-SCALES = (".weight_scale_inv", ".weight_scale")
+SCALES = tuple("weight" + form.suffix for form in FORMATS.values())
 
 Views = Mapping[str, Tensor]  # without memory
 
@@ -67,6 +68,13 @@ class Facts:
     def weights(self) -> Mapping[str, TensorInfo]:
         """All tensors but the scales."""
         return {name: info for name, info in self.tensors.items() if name not in self.scales}
+
+    @cached_property
+    def codes(self) -> Mapping[str, Format]:
+        """The quantised weights, by what is stored."""
+        forms = {word: format_of(dtype) for word, dtype in DTYPES.items()}
+        found = {name: forms.get(info.dtype) for name, info in self.weights.items()}
+        return {name: form for name, form in found.items() if form is not None}
 
     @cached_property
     def of_modules(self) -> frozenset[str]:
@@ -146,7 +154,7 @@ def lay_out(config: ModelConfig) -> Plan:
     """Names and shapes of all that the family's code would load. Raises UserError for fields without sense."""
     experts = max((raw for name in EXPERTS if isinstance(raw := config.raw.get(name), int)), default=0)
     layers = config.num_hidden_layers + config.num_nextn_predict_layers
-    if layers > MAX_LAYERS or experts * layers > MAX_EXPERTS:
+    if experts * layers > MAX_EXPERTS:
         raise UserError(f"config.json names {layers} layers of {experts} experts, which no model has.")
     with laid_out(torch.bfloat16):
         target = build_model(config)

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from paceline.checkpoint.completeness import Module, modules
-from paceline.checkpoint.facts import SCALES, Facts, gather
+from paceline.checkpoint.facts import Facts, gather
 from paceline.checkpoint.oddities import oddities
 from paceline.checkpoint.tally import Part, Stored, count_modules, count_target, stored_types
+from paceline.formats import BLOCK
+
+BLOCKS = f"{BLOCK}x{BLOCK} blocks"
 
 
 @dataclass(frozen=True)
@@ -78,11 +81,7 @@ def _whole(facts: Facts, field: str) -> int | None:
 
 
 def _quantization(facts: Facts) -> str | None:
-    """By what is stored, whatever config.json says."""
-    types = {info.dtype for info in facts.weights.values()}
-    if any(word.startswith("F8") for word in types):
-        return "fp8, 128x128 blocks" if any(name.endswith(SCALES[0]) for name in facts.scales) else "fp8"
-    if "I8" in types:
-        return "int8"
-    told = facts.raw.get("quantization_config")
-    return str(told.get("quant_method")) if isinstance(told, dict) and told.get("quant_method") else None
+    """By what is stored, whatever config.json says. Example: `fp8, 128x128 blocks`."""
+    forms = {form.name: form for form in facts.codes.values()}
+    grains = {name: "one scale an output" if form.group is None else BLOCKS for name, form in forms.items()}
+    return ", ".join(f"{name}, {grain}" for name, grain in sorted(grains.items())) or None

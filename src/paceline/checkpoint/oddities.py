@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 
 from paceline.checkpoint.completeness import in_gap, of_module, of_target
-from paceline.checkpoint.facts import SCALES, Facts, Plan
+from paceline.checkpoint.facts import Facts, Plan
 from paceline.checkpoint.odd_files import FILE_CHECKS
-from paceline.formats import BLOCK
+from paceline.checkpoint.quantization import stored_format
+from paceline.errors import UserError
+from paceline.formats import owner
 
 Check = Callable[[Facts], Iterator[str]]
 _FLOATS = ("F64", "F32", "F16", "BF16")
@@ -81,30 +83,25 @@ def unpromised_modules(facts: Facts) -> Iterator[str]:
         )
 
 
-def fp8_without_scales(facts: Facts) -> Iterator[str]:
-    """By name and by shape: one scale for each block."""
+def codes_without_scales(facts: Facts) -> Iterator[str]:
+    """By name and by shape."""
     bare, odd = [], []
-    for name, info in facts.weights.items():
-        if info.dtype.startswith("F8"):
-            scale = facts.tensors.get(name + "_scale_inv")
-            if scale is None and name + "_scale" not in facts.tensors:
-                bare.append(name)
-            elif scale is not None and scale.shape != tuple(-(-n // BLOCK) for n in info.shape):
-                odd.append(name + "_scale_inv")
+    for name, form in facts.codes.items():
+        scale, shape = facts.tensors.get(name + form.suffix), facts.tensors[name].shape
+        if scale is None:
+            bare.append(name)
+        elif len(shape) != 2 or scale.shape != form.stored_scale_shape(*shape):
+            odd.append(name + form.suffix)
     if bare:
-        yield f"FP8 tensor {several(bare)} comes without its scales ({bare[0]}_scale_inv)."
+        form = facts.codes[bare[0]]
+        yield f"{form.name.upper()} tensor {several(bare)} comes without its scales ({bare[0]}{form.suffix})."
     if odd:
-        yield f"Scale {several(odd)} does not hold one number for each block of {BLOCK}x{BLOCK}."
+        yield f"Scale {several(odd)} has another shape than its weight asks for."
 
 
-def scales_without_fp8(facts: Facts) -> Iterator[str]:
-    alone, idle = [], []
-    for name in facts.scales:
-        weight = facts.weights.get(_weight_of(name))
-        if weight is None:
-            alone.append(name)
-        elif weight.dtype in _FLOATS:
-            idle.append(name)
+def scales_without_codes(facts: Facts) -> Iterator[str]:
+    alone = [name for name in facts.scales if owner(name) not in facts.weights]
+    idle = [n for n in facts.scales if owner(n) in facts.weights and owner(n) not in facts.codes]
     if alone:
         yield f"Scale {several(alone)} is there without its weight."
     if idle:
@@ -113,16 +110,26 @@ def scales_without_fp8(facts: Facts) -> Iterator[str]:
 
 def quantisation_told(facts: Facts) -> Iterator[str]:
     """quantization_config beside the stored types."""
-    told = facts.raw.get("quantization_config") or {}
-    method = told.get("quant_method") if isinstance(told, dict) else told
-    eights = [name for name, info in facts.weights.items() if info.dtype.startswith("F8")]
-    if method == "fp8" and not eights:
-        yield "quantization_config of config.json says fp8, but no tensor is stored in FP8."
-    if eights and method != "fp8":
-        yield f"Tensor {several(eights)} is FP8, but quantization_config of config.json says {method or 'nothing'}."
-    block = told.get("weight_block_size") if isinstance(told, dict) else None
-    if method == "fp8" and block not in (None, [BLOCK, BLOCK]):
-        yield f"quantization_config names blocks of {block}; Paceline reads blocks of {BLOCK}x{BLOCK}."
+    try:
+        told = stored_format(facts.raw)
+    except UserError as problem:
+        yield str(problem)
+        return
+    if told is not None and told not in facts.codes.values():
+        yield f"quantization_config of config.json says {told.name}, but no tensor is stored so."
+    others = [name for name, form in facts.codes.items() if form is not told]
+    if others:
+        stored, says = facts.codes[others[0]].name, told.name if told else "nothing"
+        yield f"Tensor {several(others)} is {stored}, but quantization_config of config.json says {says}."
+
+
+def unreadable_types(facts: Facts) -> Iterator[str]:
+    """Packed integers and the like; what a family does not name may be of any type."""
+    names = (name for name in facts.plan.target if name in facts.tensors) if facts.plan else ()
+    odd = [n for n in (*names, *facts.of_modules) if facts.tensors[n].dtype not in _FLOATS]
+    odd = [name for name in odd if name not in facts.codes and name not in facts.scales]
+    if odd:
+        yield f"Tensor {several(odd)} is stored as {facts.tensors[odd[0]].dtype}, which Paceline does not read."
 
 
 def mixed_types(facts: Facts) -> Iterator[str]:
@@ -161,11 +168,6 @@ def several(names: Sequence[str]) -> str:
     return names[0] + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")
 
 
-def _weight_of(scale: str) -> str:
-    ending = next(ending for ending in SCALES if scale.endswith(ending))
-    return scale.removesuffix(ending) + ".weight"
-
-
 def _kind(facts: Facts) -> str:
     return facts.config.model_type if facts.config else "this family"
 
@@ -176,9 +178,10 @@ CHECKS: tuple[Check, ...] = (
     missing_experts,
     promised_modules,
     unpromised_modules,
-    fp8_without_scales,
-    scales_without_fp8,
+    codes_without_scales,
+    scales_without_codes,
     quantisation_told,
+    unreadable_types,
     mixed_types,
     tied_head,
 )

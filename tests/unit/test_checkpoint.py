@@ -239,7 +239,8 @@ def test_fp8_blocks_are_dequantised(tmp_path: Path, shape: tuple[int, int]) -> N
     ("tensors", "words"),
     [
         ({"x.weight": torch.ones(4, 4).to(torch.float8_e4m3fn)}, "without x.weight_scale_inv"),
-        ({"x.weight": torch.ones(4, 4, dtype=torch.int8)}, "unsupported type I8"),
+        ({"x.weight": torch.ones(4, 4, dtype=torch.int8)}, "without x.weight_scale:"),
+        ({"x.weight": torch.ones(4, 4, dtype=torch.int32)}, "unsupported type I32"),
         (
             {"x.weight": torch.ones(4, 4).to(torch.float8_e4m3fn), "x.weight_scale_inv": torch.ones(4, 1)},
             "one scale for each",

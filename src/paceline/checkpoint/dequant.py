@@ -18,7 +18,7 @@ def read_weight(checkpoint: Checkpoint, name: str) -> Tensor:
     Raises UserError for packed integers, and for codes without scales of the right shape."""
     stored = checkpoint[name].dtype
     dtype = DTYPES.get(stored)
-    if dtype == INT8.dtype and name + INT8.suffix in checkpoint:
+    if dtype == INT8.dtype:
         return INT8.dequantise(*read_codes(checkpoint, name, INT8))
     if dtype is None or not dtype.is_floating_point:
         raise UserError(

@@ -89,18 +89,19 @@ def gated(gate_up: Tensor, shares: Tensor | None = None, width: int = 0) -> Tens
     return inner if shares is None else reference.shared_out(inner, shares, width)
 
 
-def quantised_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+def quantised_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
     """As `reference.quantised_linear`. Of weights [out, in] in int8 torch has its own kernel for the CPU, which wants
     whole vectors and reads a row's weights no faster than bf16 ones: it stands in where `native` has none."""
     if weight.dtype != torch.int8:
-        return one_as_two(partial(reference.quantised_linear, weight=weight, scale=scale), x)
+        return one_as_two(partial(reference.quantised_linear, weight=weight, scale=scale, bias=bias), x)
     if native.multiplies_int8(x):
-        return native.int8_linear(x.contiguous(), weight, scale)
+        return native.int8_linear(x.contiguous(), weight, scale, bias)
     factor = scale.flatten().to(x.dtype)
     if x.is_cpu and x.dtype == torch.bfloat16 and x.shape[1] % 16 == 0:
-        out: Tensor = torch.ops.aten._weight_int8pack_mm(x.contiguous(), weight, factor)
-        return out
-    return one_as_two(lambda rows: F.linear(rows, weight.to(x.dtype)) * factor, x)
+        y: Tensor = torch.ops.aten._weight_int8pack_mm(x.contiguous(), weight, factor)
+    else:
+        y = one_as_two(lambda rows: F.linear(rows, weight.to(x.dtype)) * factor, x)
+    return y if bias is None else y + bias
 
 
 def one_as_two(product: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ INSIDE sums zero(void) { return _mm512_setzero_ps(); }
 INSIDE sums add(sums s, numbers x, numbers w) { return _mm512_dpbf16_ps(s, x, w); }
 INSIDE float total(sums s) { return _mm512_reduce_add_ps(s); }
 
-INSIDE void tile(const bf16 *x, const int8_t *weight, const float *scale, bf16 *out, long inputs, long outputs,
+INSIDE void tile(const bf16 *x, const int8_t *weight, const float *scale, const bf16 *bias, bf16 *out, long inputs, long outputs,
                  const int rows, const int columns) {
     sums s[ROWS][OUTPUTS];
     UNROLL for (int r = 0; r < rows; r++)
@@ -51,29 +51,32 @@ INSIDE void tile(const bf16 *x, const int8_t *weight, const float *scale, bf16 *
         }
     }
     UNROLL for (int r = 0; r < rows; r++)
-        UNROLL for (int c = 0; c < columns; c++) out[r * outputs + c] = down(total(s[r][c]) * scale[c]);
+        UNROLL for (int c = 0; c < columns; c++) {
+            float y = total(s[r][c]) * scale[c];
+            out[r * outputs + c] = down(bias ? y + up(bias[c]) : y);
+        }
 }
 
-INSIDE void column(const bf16 *x, const int8_t *weight, const float *scale, bf16 *out, long rows, long inputs,
+INSIDE void column(const bf16 *x, const int8_t *weight, const float *scale, const bf16 *bias, bf16 *out, long rows, long inputs,
                    long outputs, const int columns) {
     for (; rows >= ROWS; rows -= ROWS, x += ROWS * inputs, out += ROWS * outputs)
-        tile(x, weight, scale, out, inputs, outputs, ROWS, columns);
+        tile(x, weight, scale, bias, out, inputs, outputs, ROWS, columns);
     switch (rows) {
-    case 5: tile(x, weight, scale, out, inputs, outputs, 5, columns); break;
-    case 4: tile(x, weight, scale, out, inputs, outputs, 4, columns); break;
-    case 3: tile(x, weight, scale, out, inputs, outputs, 3, columns); break;
-    case 2: tile(x, weight, scale, out, inputs, outputs, 2, columns); break;
-    case 1: tile(x, weight, scale, out, inputs, outputs, 1, columns); break;
+    case 5: tile(x, weight, scale, bias, out, inputs, outputs, 5, columns); break;
+    case 4: tile(x, weight, scale, bias, out, inputs, outputs, 4, columns); break;
+    case 3: tile(x, weight, scale, bias, out, inputs, outputs, 3, columns); break;
+    case 2: tile(x, weight, scale, bias, out, inputs, outputs, 2, columns); break;
+    case 1: tile(x, weight, scale, bias, out, inputs, outputs, 1, columns); break;
     }
 }
 
-/* x [rows, inputs], weight [outputs, inputs], scale [outputs] to out [rows, outputs] = x weight^T * scale, for the
- * outputs begin .. end - 1. */
-void int8_linear(const bf16 *x, const int8_t *weight, const float *scale, bf16 *out, long rows, long inputs,
+/* x [rows, inputs], weight [outputs, inputs], scale [outputs] and bias [outputs] (or none) to out [rows, outputs] =
+ * x weight^T * scale + bias, for the outputs begin .. end - 1. */
+void int8_linear(const bf16 *x, const int8_t *weight, const float *scale, const bf16 *bias, bf16 *out, long rows, long inputs,
                  long outputs, long begin, long end) {
     long n = begin;
     for (; n + OUTPUTS <= end; n += OUTPUTS)
-        column(x, weight + n * inputs, scale + n, out + n, rows, inputs, outputs, OUTPUTS);
-    for (; n < end; n++) column(x, weight + n * inputs, scale + n, out + n, rows, inputs, outputs, 1);
+        column(x, weight + n * inputs, scale + n, bias ? bias + n : 0, out + n, rows, inputs, outputs, OUTPUTS);
+    for (; n < end; n++) column(x, weight + n * inputs, scale + n, bias ? bias + n : 0, out + n, rows, inputs, outputs, 1);
 }
 #endif

@@ -35,7 +35,7 @@ _SIGNATURES = {
     "route": [_POINTER] * 4 + [_LONG] * 4 + [ctypes.c_int, _FLOAT],
     "gated": [_POINTER] * 3 + [_LONG] * 4,
     "attend_latent": [_POINTER] * 9 + [_LONG] * 7 + [_FLOAT],
-    "int8_linear": [_POINTER] * 4 + [_LONG] * 5,
+    "int8_linear": [_POINTER] * 5 + [_LONG] * 5,
 }
 
 
@@ -134,12 +134,13 @@ def multiplies_int8(x: Tensor) -> bool:
     return serves(x) and hasattr(library(), "int8_linear")
 
 
-def int8_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+def int8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
     """As `reference.quantised_linear` of int8, all contiguous. The outputs of a large weight are shared out among as
     many threads as torch has: the compiled code lets other threads of Python run."""
     (rows, inputs), outputs = x.shape, len(weight)
     out = torch.empty(rows, outputs, dtype=x.dtype)
-    pointers = (x.data_ptr(), weight.data_ptr(), scale.data_ptr(), out.data_ptr())
+    added = None if bias is None else bias.data_ptr()
+    pointers = (x.data_ptr(), weight.data_ptr(), scale.data_ptr(), added, out.data_ptr())
 
     def columns(begin: int, end: int) -> None:
         _call("int8_linear", *pointers, rows, inputs, outputs, begin, end)

@@ -107,13 +107,15 @@ def shared_out(inner: Tensor, shares: Tensor, width: int) -> Tensor:
     return torch.cat((scaled, inner[:, owned:]), dim=1)
 
 
-def quantised_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    """x [rows, in] times weight [out, in], codes of a number format with their scales by row, in x's dtype.
+def quantised_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x [rows, in] times weight [out, in], codes of a number format with their scales by row, plus bias [out], in x's
+    dtype.
 
     int8: whole numbers are exact in x's dtype, and the scale multiplies the sum. fp8: a weight is its code times its
     scale, rounded to x's dtype, as if it had been stored so."""
     form = format_of(weight.dtype)
     assert form is not None
     if form.group is None:
-        return (F.linear(x.float(), weight.float()) * scale.flatten()).to(x.dtype)
-    return F.linear(x, form.dequantise(weight, scale).to(x.dtype))
+        y = F.linear(x.float(), weight.float()) * scale.flatten()
+        return (y if bias is None else y + bias.float()).to(x.dtype)
+    return F.linear(x, form.dequantise(weight, scale).to(x.dtype), bias)

@@ -34,8 +34,7 @@ class QuantLinear(nn.Module):
         return self.get_parameter("weight" + self.form.suffix)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = quantised_linear(x, self.weight, self.scale)
-        return y if self.bias is None else y + self.bias
+        return quantised_linear(x, self.weight, self.scale, self.bias)
 
 
 class QuantMoE(MoE):

@@ -100,8 +100,9 @@ def codes_without_scales(facts: Facts) -> Iterator[str]:
 
 
 def scales_without_codes(facts: Facts) -> Iterator[str]:
-    alone = [name for name in facts.scales if owner(name) not in facts.weights]
-    idle = [n for n in facts.scales if owner(n) in facts.weights and owner(n) not in facts.codes]
+    without = [name for name in facts.scales if owner(name) not in facts.codes]
+    alone = [name for name in without if owner(name) not in facts.weights]
+    idle = [name for name in without if owner(name) in facts.weights]
     if alone:
         yield f"Scale {several(alone)} is there without its weight."
     if idle:
@@ -125,9 +126,8 @@ def quantisation_told(facts: Facts) -> Iterator[str]:
 
 def unreadable_types(facts: Facts) -> Iterator[str]:
     """Packed integers and the like; what a family does not name may be of any type."""
-    names = (name for name in facts.plan.target if name in facts.tensors) if facts.plan else ()
-    odd = [n for n in (*names, *facts.of_modules) if facts.tensors[n].dtype not in _FLOATS]
-    odd = [name for name in odd if name not in facts.codes and name not in facts.scales]
+    plain = (name for name, info in facts.weights.items() if info.dtype not in _FLOATS and name not in facts.codes)
+    odd = [name for name in plain if facts.plan and (name in facts.plan.target or name in facts.of_modules)]
     if odd:
         yield f"Tensor {several(odd)} is stored as {facts.tensors[odd[0]].dtype}, which Paceline does not read."
 

@@ -16,7 +16,9 @@ from torch import Tensor
 from paceline.cache.attend import PagedAttend
 from paceline.cache.dense import DenseAttend
 from paceline.cache.pool import Pool
+from paceline.checkpoint.mtp_source import find_mtp
 from paceline.checkpoint.writer import write_checkpoint
+from paceline.config import ModelConfig
 from paceline.errors import UserError
 from paceline.runtime.build import load_mtp, load_target
 
@@ -162,6 +164,18 @@ def test_copies_of_the_shared_tensors_must_be_copies(tmp_path: Path, family: str
     edit_tensors(tmp_path, {name: head + 1})
     with pytest.raises(UserError, match=f"{name} differs.*--drafter none"):
         load_mtp(tmp_path, target)
+
+
+def test_an_embedding_of_its_own_belongs_to_the_module(tmp_path: Path) -> None:
+    """GLM-4.7-Flash: it is exported whatever is said of copies, and the target's never takes its place."""
+    make_mtp_reference("glm4_moe_lite", tmp_path, 1)
+    config, name = ModelConfig.from_dir(tmp_path), "model.layers.3.embed_tokens.weight"
+    found = find_mtp(tmp_path, config, shared=False)
+    assert found[0, "embed_tokens.weight"].name == name and (0, "shared_head.head.weight") in found
+    edit_tensors(tmp_path, {name: None})
+    for read in (lambda: find_mtp(tmp_path, config, shared=True), lambda: load_mtp(tmp_path, load_target(tmp_path))):
+        with pytest.raises(UserError, match=rf"{name} is missing"):
+            read()
 
 
 def test_a_checkpoint_saved_without_its_modules(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from paceline.checkpoint.reader import DTYPES, Checkpoint, TensorInfo
 from paceline.checkpoint.stream import read_tensor
 from paceline.config import ModelConfig
 from paceline.errors import UserError
-from paceline.formats import BLOCK
+from paceline.formats import BLOCK, owner
 from paceline.models import build_model, build_mtp
 from paceline.models.meta import laid_out
 
@@ -41,41 +41,47 @@ class Stored:
 
 
 def find_mtp(directory: Path, config: ModelConfig, *, shared: bool) -> dict[Part, Stored]:
-    """Every part of every module; with `shared` also embedding and head: the module's own copies, else the main ones.
+    """Every part of every module; with `shared` also what a family shares with the target, embedding and head: the
+    module's own copies, else the main ones.
 
     Raises UserError, naming the tensor, for one that is missing, left over, or of the wrong shape or type, for scales
     that do not fit their weight or are not finite; and what `Checkpoint` refuses."""
-    expected = {part: view for part, view in _expected(config).items() if shared or part[1] not in SHARED}
+    own, repeated = _expected(config)
+    expected = own | (repeated if shared else {})
 
     def passed_over(name: str) -> bool:
         part = find_part("original", name, config)
-        return part is None or name.endswith(COMPUTED) or (not shared and part[1].removesuffix(SCALE) in SHARED)
+        return part is None or name.endswith(COMPUTED) or (not shared and (part[0], owner(part[1])) in repeated)
 
     checkpoint = Checkpoint(directory, lambda name: not passed_over(name))
-    if any(layout_name("original", *part, config) not in checkpoint for part in expected if part[1] in SHARED):
+    if any(layout_name("original", *part, config) not in checkpoint for part in expected.keys() & repeated.keys()):
         checkpoint = Checkpoint(directory, lambda name: not passed_over(name) or name.removesuffix(SCALE) in MAIN)
-    names = {part: _stored_name(part, checkpoint, config) for part in expected}
+    names = {part: layout_name("original", *part, config) for part in expected}
+    absent = [part for part in repeated if part in names and names[part] not in checkpoint]
+    names |= {part: _of_target(part, config) for part in absent}
     views = {names[part]: view for part, view in expected.items()}
     none = "it was saved without its MTP modules; " if all(map(passed_over, checkpoint)) else ""
     account(views, checkpoint, ignored=passed_over, mend=none + MEND)
     return {part: _stored(name, checkpoint, views[name]) for part, name in names.items()}
 
 
-def _expected(config: ModelConfig) -> dict[Part, Tensor]:
-    """What the modules of this configuration consist of, as tensors without memory."""
+def _expected(config: ModelConfig) -> tuple[dict[Part, Tensor], dict[Part, Tensor]]:
+    """What the modules of this configuration consist of, and what a checkpoint may repeat of the target, as tensors
+    without memory."""
     if config.num_nextn_predict_layers == 0:
         raise UserError("config.json names no MTP modules (num_nextn_predict_layers is 0): use a model that has them.")
     with laid_out(torch.bfloat16):
         mtp = build_mtp(config, build_model(config))
-    found = {find_part("original", name, config): view for name, view in (mtp.weights() | mtp.shared_weights()).items()}
+    return _parts(mtp.weights(), config), _parts(mtp.shared_weights(), config)
+
+
+def _parts(weights: dict[str, Tensor], config: ModelConfig) -> dict[Part, Tensor]:
+    found = {find_part("original", name, config): view for name, view in weights.items()}
     return {part: view for part, view in found.items() if part is not None}
 
 
-def _stored_name(part: Part, checkpoint: Checkpoint, config: ModelConfig) -> str:
-    """A module without its own embedding or head (GLM-4.6, MiMo) uses the target's; a tied head is the embedding."""
-    name = layout_name("original", *part, config)
-    if part[1] not in SHARED or name in checkpoint:
-        return name
+def _of_target(part: Part, config: ModelConfig) -> str:
+    """A module without a copy of embedding or head (GLM-4.6, MiMo) uses the target's; a tied head is the embedding."""
     tied = bool(config.raw.get("tie_word_embeddings", False))
     return EMBEDDING if part[1] == SHARED[0] or tied else HEAD
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import json
+import re
 import shlex
+import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +20,6 @@ from paceline import LLM, SamplingParams, UserError
 from paceline.checkpoint.resolve import bundled_model
 from paceline.cli import main as cli
 from paceline.compat import export_model, paddlenlp, predictor, xllm
-from paceline.config import EngineConfig
 
 XLLM = """--model M --devices="npu:0" --port 13222 --master_node_addr=127.0.0.1:42123 --nnodes=16 --draft_model M-mtp
     --draft_devices="npu:0" --num_speculative_tokens 1 --max_memory_utilization=0.90 --max_tokens_per_batch=10000
@@ -35,9 +38,6 @@ STATIC = """--model_name_or_path OUT --mode static --dtype bfloat16 --inference_
     --total_max_length 8192 --max_length 2048 --speculate_method mtp --draft_model_name_or_path M-mtp
     --draft_model_quant_type a8w8_fp8 --quant_type a8w8_fp8 --speculate_max_draft_token_num 1"""
 GREEDY = " --decode_strategy greedy_search"
-
-HAS_QUANTIZATION = "quantization" in EngineConfig.__dataclass_fields__
-needs_quantization = pytest.mark.skipif(not HAS_QUANTIZATION, reason="this version has no quantization yet")
 
 
 @pytest.fixture(autouse=True)
@@ -94,28 +94,72 @@ def plain(question: str, tokens: int) -> str:
     return llm.chat([{"role": "user", "content": question}], SamplingParams(max_tokens=tokens))[0].outputs[0].text
 
 
-def test_xllm(
+NOTED = [
+    "master_node_addr", "nnodes", "max_memory_utilization", "enable_mla", "enable_chunked_prefill", "devices",
+]  # fmt: skip
+
+
+def test_xllm_answers_a_prompt(
     words: Callable[[str], list[str]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As `paceline xllm-compat`: questions from standard input, the text of plain decoding on stdout."""
-    monkeypatch.setattr(sys, "argv", ["paceline", "xllm-compat", *words(XLLM), "--max_tokens", "12"])
-    monkeypatch.setattr(sys, "stdin", io.StringIO("Who are you?\n\n2 + 2?\n"))
+    """As `paceline xllm-compat`: the text of plain decoding on stdout, all that is noted on stderr, a line each."""
+    more = ["--prompt", "Who are you?", "--max_tokens", "12"]
+    monkeypatch.setattr(sys, "argv", ["paceline", "xllm-compat", *words(XLLM), *more])
     with pytest.raises(SystemExit) as ended:
         cli.main()
     out, err = capsys.readouterr()
     assert not ended.value.code, err
-    assert out == f"{plain('Who are you?', 12)}\n{plain('2 + 2?', 12)}\n"
-    noted = [line.split("=")[0] for line in err.splitlines() if line.startswith("note: ")]
-    assert noted == [
-        f"note: --{name}"
-        for name in (
-            "port", "master_node_addr", "nnodes", "max_memory_utilization", "enable_mla", "enable_chunked_prefill",
-            "devices",
-        )
-    ]  # fmt: skip
+    assert out == plain("Who are you?", 12) + "\n"
+    assert [line.split("=")[0] for line in err.splitlines() if "note" in line] == [f"note: --{n}" for n in NOTED]
     shown = dict(line.split(None, 1) for line in err.splitlines() if line.startswith("  "))
     expected = {"drafter": "mtp", "num_speculative_tokens": "1", "max_num_seqs": "256", "block_size": "128"}
     assert expected.items() <= shown.items() and shown["draft_model"].endswith("M-mtp")
+
+
+def test_xllm_starts_the_server(words: Callable[[str], list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("uvicorn")
+    from paceline.serve.settings import ServerSettings
+
+    started: list[tuple[Path, ServerSettings]] = []
+    monkeypatch.setattr("paceline.serve.run.run", lambda *both: started.append(both))
+    xllm.run(words(XLLM))
+    xllm.run(words("--model M --host 0.0.0.0 --model_id ours --seed 3"))
+    (model, settings), (_, other) = started
+    asked, line = xllm.understand(words(XLLM))
+    assert model == bundled_model() and settings.options == asked.llm
+    assert [note.split("=")[0] for note in line.notes] == [f"--{name}" for name in NOTED]
+    assert (settings.host, settings.port, settings.served_names) == ("127.0.0.1", 13222, (str(model),))
+    assert (other.host, other.port, other.served_names) == ("0.0.0.0", 8010, ("ours",))
+
+
+def answer_of(request: urllib.request.Request, tries: int = 200) -> dict[str, Any]:
+    """Of a server that has told its address, and will listen in a moment."""
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return dict(json.load(answer))
+    except urllib.error.URLError:
+        if tries == 0:
+            raise
+        time.sleep(0.05)
+        return answer_of(request, tries - 1)
+
+
+def test_xllm_serves(words: Callable[[str], list[str]]) -> None:
+    """The whole of it: a process, a request over HTTP, a signal."""
+    pytest.importorskip("uvicorn")
+    line = XLLM.replace("--port 13222", "--port 0").replace("--max_seqs_per_batch=256", "--max_seqs_per_batch=2")
+    command = [sys.executable, "-m", "paceline.compat.xllm", *words(line)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        try:
+            url = next(match[0] for text in server.stderr if (match := re.search(r"http://[\d.:]+/v1", text)))
+            body = {"model": str(bundled_model()), "prompt": "One two", "max_tokens": 3}
+            content = {"Content-Type": "application/json"}
+            request = urllib.request.Request(f"{url}/completions", json.dumps(body).encode(), content)
+            assert answer_of(request)["usage"]["completion_tokens"] == 3
+        finally:
+            server.terminate()
+        assert server.wait(60) == 0
 
 
 def test_xllm_means_our_options(words: Callable[[str], list[str]], draft: Path) -> None:
@@ -143,9 +187,10 @@ def test_xllm_without_speculation_loads_no_draft(words: Callable[[str], list[str
         ("--model M --node_rank 1 --nnodes=16", "start rank 0 alone"),
         ("--model M --task embed", "Paceline generates text"),
         ("--model M --max_seq_per_batch 4", "did you mean --max_seqs_per_batch?"),
-        ("--model M --num_speculative_tokens 99", "num_speculative_tokens must lie between 0 and 16"),
-        ("--model absent", "There is no model directory absent"),
+        ("--model M --num_speculative_tokens 99 --prompt x", "num_speculative_tokens must lie between 0 and 16"),
+        ("--model absent --prompt x", "There is no model directory absent"),
         ("--model M --prompt=", "The prompt is empty"),
+        ("--model M --port 70000", "--port must lie between 0 and 65535"),
     ],
 )
 def test_xllm_refuses_in_one_sentence(words: Callable[[str], list[str]], line: str, said: str) -> None:
@@ -197,7 +242,6 @@ def test_predictor_means_our_options(words: Callable[[str], list[str]], draft: P
     assert "--mode=static" in line.notes[0]
 
 
-@needs_quantization
 def test_predictor_dynamic(predict: Callable[[str], list[dict[str, Any]]]) -> None:
     """An int8 target writes the same text with its MTP modules and without."""
     rows = predict(DYNAMIC + GREEDY)
@@ -205,7 +249,6 @@ def test_predictor_dynamic(predict: Callable[[str], list[dict[str, Any]]]) -> No
     assert rows == predict(DYNAMIC.replace("--speculate_method mtp", "--speculate_method None") + GREEDY)
 
 
-@needs_quantization
 @pytest.mark.parametrize("quant", ["weight_only_int8", "a8w8_fp8"])
 def test_export_then_predictor_static(
     words: Callable[[str], list[str]], predict: Callable[[str], list[dict[str, Any]]], quant: str
@@ -325,12 +368,6 @@ def test_what_fails_leaves_the_former_output(words: Callable[[str], list[str]], 
     with pytest.raises(UserError):
         predictor.run(words("--model_name_or_path M --device abacus:3 --max_length 4 --block_size 0"))
     assert {path.name: path.read_text() for path in in_tmp.iterdir()} == {"output.json": "former"}
-
-
-def test_standard_input_may_be_anything(words: Callable[[str], list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe\n"), encoding="utf-8"))
-    with pytest.raises(UserError, match="Standard input is not UTF-8 text"):
-        xllm.run(words("--model M"))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import typer
 
 
 def xllm_compat(flags: typer.Context) -> None:
-    """Take xLLM's launch flags, load model and draft, answer prompts. --help lists the flags."""
+    """Start the server with xLLM's launch flags. --help lists them, and what becomes of each."""
     from paceline.compat.xllm import run
 
     run(flags.args)

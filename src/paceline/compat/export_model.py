@@ -44,12 +44,25 @@ def run(words: Sequence[str]) -> None:
 
     options = line.options()
     source, target = resolve_model(options["model"]), Path(str(line.given["output_path"]))
-    _copy(source, target)
+    _write(source, target, options.get("quantization"))
     print(f"{target} is written.", file=sys.stderr)
 
 
+def _write(source: Path, target: Path, quantization: str | None) -> None:
+    """Raises `UserError` for a bad checkpoint, or a target that exists."""
+    from paceline.checkpoint.quantization import format_named, stored_format
+    from paceline.checkpoint.quantize import plan_quantize, quantize
+    from paceline.config import ModelConfig
+
+    form = format_named(quantization or "none")
+    if form is None or stored_format(ModelConfig.from_dir(source).raw) is form:
+        _copy(source, target)
+    else:
+        quantize(plan_quantize(source, form), target)
+
+
 def _copy(source: Path, target: Path) -> None:
-    """The checkpoint and what its tokenizer needs. Raises `UserError` for a bad checkpoint, or a target that exists."""
+    """The checkpoint as it is, and what its tokenizer needs."""
     from paceline.checkpoint.appearing import appearing
     from paceline.checkpoint.reader import INDEX, Checkpoint
     from paceline.checkpoint.travelling import travelling

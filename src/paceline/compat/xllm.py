@@ -1,7 +1,6 @@
 """xLLM's launch flags, for `paceline xllm-compat` and `python -m paceline.compat.xllm`.
 
-xLLM starts an HTTP server. Paceline has none in this version, so the same line loads the model and its draft, tells
-how it was understood, and answers prompts: those of `--prompt`, else the lines of standard input.
+They start an HTTP server, as there: the one of `paceline serve`. With `--prompt` one prompt is answered instead.
 
 How contradictions are decided: what would change which model runs or who drafts is refused (another speculative
 algorithm, an embedding task, a quantised cache); what only places the work (devices, processes, parallel sizes) is
@@ -13,19 +12,19 @@ Source of names, types and defaults: xLLM's global_flags.cpp and its command-lin
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 from paceline.compat.describe import asks_for_help, help_text
 from paceline.compat.flags import Flag, Line, read_line, say
 from paceline.compat.start import Asked, conversation, device_of
 from paceline.errors import UserError, as_exit_code
 
-if TYPE_CHECKING:
-    from paceline.llm import LLM
-
 ALONE = "one process runs the whole model in this version"
-SERVER = "the HTTP server is not in this version, prompts are read from --prompt or standard input"
+SERVER = "this server chooses its threads and timeouts itself, see `paceline serve --help`"
+REGISTRY = "this server registers nowhere"
+PARSER = "answers come as the model writes them"
+PROMPT = "with --prompt (an addition of Paceline)"
 EAGER = "steps run eagerly in this version"
 NO_LLM_TASK = "Paceline generates text"
 
@@ -61,19 +60,19 @@ FLAGS = (
     Flag("rank_tablefile", fits=("",), note=ALONE),
     Flag("enable_eplb", bool, fits=(False,), note=ALONE),
     Flag("enable_shm", bool, note=ALONE),
-    Flag("host", note=SERVER),
-    Flag("port", int, note=SERVER),
-    Flag("model_id", note=SERVER),
-    Flag("max_concurrent_requests", int, fits=(0,), note=SERVER),
+    Flag("host", help="the address to listen on, 127.0.0.1 if not given"),
+    Flag("port", int, default=8010, help="the port to listen on"),
+    Flag("model_id", help="what clients call the model, the directory if not given"),
+    Flag("max_concurrent_requests", int, fits=(0,), note="max_seqs_per_batch requests run, and 256 may wait"),
     Flag("num_threads", int, note=SERVER),
     Flag("rpc_idle_timeout_s", int, note=SERVER),
     Flag("num_request_handling_threads", int, note=SERVER),
     Flag("num_response_handling_threads", int, note=SERVER),
-    Flag("tool_call_parser", fits=("",), note=SERVER),
-    Flag("reasoning_parser", fits=("",), note=SERVER),
-    Flag("etcd_addr", fits=("",), note=SERVER),
-    Flag("xservice_addr", fits=("",), note=SERVER),
-    Flag("enable_service_routing", bool, fits=(False,), note=SERVER),
+    Flag("tool_call_parser", fits=("",), note=PARSER),
+    Flag("reasoning_parser", fits=("",), note=PARSER),
+    Flag("etcd_addr", fits=("",), note=REGISTRY),
+    Flag("xservice_addr", fits=("",), note=REGISTRY),
+    Flag("enable_service_routing", bool, fits=(False,), note=REGISTRY),
     Flag("enable_graph", bool, fits=(False,), note=EAGER),
     Flag("enable_acl_graph", bool, fits=(False,), note=EAGER),
     Flag("enable_prefill_piecewise_graph", bool, fits=(False,), note=EAGER),
@@ -89,10 +88,10 @@ FLAGS = (
     Flag("instance_role", fits=("DEFAULT",), refuse="one engine reads prompts and decodes"),
     Flag("enable_kvcache_store", bool, fits=(False,), refuse="the cache is in memory"),
     Flag("host_blocks_factor", float, fits=(0.0,), refuse="the cache is on the model's device"),
-    Flag("prompt", help="answer this and end (an addition of Paceline)"),
-    Flag("max_tokens", int, to="max_tokens", help="most tokens of an answer (an addition of Paceline)"),
-    Flag("temperature", float, to="temperature", help="0 is greedy (an addition of Paceline)"),
-    Flag("seed", int, to="seed", help="same seed, same text (an addition of Paceline)"),
+    Flag("prompt", help="answer this and end, without a server (an addition of Paceline)"),
+    Flag("max_tokens", int, to="max_tokens", help=PROMPT),
+    Flag("temperature", float, to="temperature", help=PROMPT),
+    Flag("seed", int, to="seed", help=PROMPT),
 )
 USAGE = "paceline xllm-compat --model DIR [FLAGS]: xLLM's launch flags, and what becomes of each here."
 
@@ -106,6 +105,9 @@ def understand(words: Sequence[str]) -> tuple[Asked, Line]:
     if line.given.get("draft_devices", line.given.get("devices")) != line.given.get("devices"):
         line.note("draft_devices", "a draft lives on the target's device")
     _speculation(line, options)
+    if "prompt" not in line.given:
+        for name in ("max_tokens", "temperature", "seed"):
+            line.note(name, "it belongs to --prompt, and requests bring their own")
     return Asked.of(options), line
 
 
@@ -120,40 +122,46 @@ def _speculation(line: Line, options: dict[str, Any]) -> None:
 
 
 def run(words: Sequence[str]) -> None:
-    """Loads, tells how the line was understood, and answers. Answers go to stdout, all else to stderr."""
+    """Serves until a signal comes, or answers the prompt. The answer goes to stdout, all else to stderr."""
     if asks_for_help(words):
         print(help_text(USAGE, FLAGS))
         return
     asked, line = understand(words)
     say(line.notes)
-    llm = asked.load()
-    _tell(asked, llm)
-    for prompt in _prompts(line):
-        for delta in llm.stream(conversation(llm, prompt), asked.params):
-            print(delta.text, end="", flush=True)
-        print(flush=True)
-
-
-def _tell(asked: Asked, llm: LLM) -> None:
-    """The options as they are in force, one a line, on stderr."""
-    found = {"model": llm.loaded.path, "device": llm.loaded.target.norm.weight.device}
-    for name, value in (asked.llm | found).items():
+    for name, value in asked.llm.items():
         print(f"  {name:<24}{value}", file=sys.stderr)
-    print(f"Ready. {SERVER[0].upper()}{SERVER[1:]}.", file=sys.stderr)
-
-
-def _prompts(line: Line) -> Iterator[str]:
     if "prompt" in line.given:
-        if not str(line.given["prompt"]).strip():
-            raise UserError("The prompt is empty; write something in it.")
-        yield str(line.given["prompt"])
-        return
-    if sys.stdin.isatty():
-        print("Write a prompt a line; an end of file ends.", file=sys.stderr)
+        _answer(asked, str(line.given["prompt"]))
+    else:
+        _serve(asked, line)
+
+
+def _answer(asked: Asked, prompt: str) -> None:
+    if not prompt.strip():
+        raise UserError("The prompt is empty; write something in it.")
+    llm = asked.load()
+    for delta in llm.stream(conversation(llm, prompt), asked.params):
+        print(delta.text, end="", flush=True)
+    print()
+
+
+def _serve(asked: Asked, line: Line) -> None:
+    """As `paceline serve`. Raises `UserError` where the server's libraries are missing, or its port is taken."""
     try:
-        yield from (text.rstrip("\r\n") for text in sys.stdin if text.strip())
-    except UnicodeDecodeError as error:
-        raise UserError(f"Standard input is not UTF-8 text ({error.reason}); convert it first.") from None
+        from paceline.serve.run import run as serve
+    except ImportError as error:
+        raise UserError(f"The server needs {error.name}; install paceline[serve], or give --prompt.") from None
+    from paceline.checkpoint.resolve import resolve_model
+    from paceline.serve.settings import ServerSettings
+
+    model = str(asked.llm["model"])
+    settings = ServerSettings(
+        host=str(line.given.get("host") or ServerSettings.host),
+        port=line.value("port"),
+        served_names=(str(line.given.get("model_id") or model),),
+        options=asked.llm,
+    )
+    serve(resolve_model(model), settings)
 
 
 if __name__ == "__main__":

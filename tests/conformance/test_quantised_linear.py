@@ -52,13 +52,13 @@ def test_it_equals_the_exact_product(way: str, form: Format, outputs: int, input
     exact = x.double() @ (weight if form is INT8 else weight.to(x.dtype)).double().T
     found = quantised_linear(x, codes, scale)
     assert found.dtype == x.dtype
-    torch.testing.assert_close(found.double(), exact, rtol=2**-7, atol=2e-3 * inputs**0.5)
+    torch.testing.assert_close(found.double(), exact, rtol=2**-6, atol=4e-3 * inputs**0.5)
     in_float = quantised_linear(x.float(), codes, scale)
     expected = x.double() @ weight.double().T
     torch.testing.assert_close(in_float.double(), expected, rtol=1e-5, atol=1e-4)
     bias = 10 * torch.randn(outputs, generator=torch.Generator().manual_seed(1)).to(x.dtype)
     with_bias = quantised_linear(x, codes, scale, bias)
-    torch.testing.assert_close(with_bias.double(), exact + bias.double(), rtol=2**-7, atol=4e-3 * inputs**0.5)
+    torch.testing.assert_close(with_bias.double(), exact + bias.double(), rtol=2**-6, atol=8e-3 * inputs**0.5)
 
 
 @pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)

@@ -210,11 +210,17 @@ class _Run:
         return int(ended.value.code or 0), out + err
 
 
-def test_it_is_printed(paceline: _Run, tiny_model: Path) -> None:
+def test_it_is_printed(paceline: _Run, tiny_model: Path, tmp_path: Path) -> None:
     code, text = paceline()
     assert code == 0 and re.search(r"^drafters +mtp, ngram, none *$", text, re.M) and "paceline-16m" in text
     code, text = paceline(tiny_model)
-    assert code == 0 and "1 complete, 2 complete" in text and "warning" not in text
+    assert code == 0 and "2 of 2 complete" in text and "warning" not in text
+    broken = write_tiny(tmp_path / "broken", num_nextn_predict_layers=1)
+    kept = {name: t for name, t in load_file(tiny_model / SINGLE).items() if "layers.3.eh_proj" not in name}
+    save_file(kept, broken / SINGLE)
+    code, text = paceline(broken)
+    assert code == 0 and "0 of 1 complete; incomplete: 1; not in config.json: 2" in text and text.count("warning:") == 2
+    assert re.search(r"^drafters +ngram, none *$", text, re.M)
 
 
 def test_names_from_files_do_not_steer_the_terminal(paceline: _Run, tmp_path: Path) -> None:

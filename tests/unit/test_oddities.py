@@ -121,8 +121,8 @@ CASES = (
     Case("no tokenizer", "There is no tokenizer", files=lambda d: (d / "tokenizer.json").unlink()),
     Case("no chat template", "There is no chat template",
          files=lambda d: (d / "tokenizer_config.json").write_text("{}")),
-    Case("no end", "Neither config.json nor generation_config.json names an eos_token_id",
-         config=lambda c: c.pop("eos_token_id")),
+    Case("no end", "Nothing names a token that ends a text", config=lambda c: c.pop("eos_token_id"),
+         files=lambda d: (d / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')),
     Case("more context than told", "rope scaling (yarn) stretches 64 tokens by 8 to 512, but max_position_embeddings "
          "is 256", config=lambda c: yarn(c, 8)),
     Case("unknown family", "model_type 'gpt_oss' is not supported; known families:",
@@ -161,6 +161,7 @@ def test_sound_stretching_and_fp8_are_not_odd(tiny_model: Path, tmp_path: Path) 
     save_file(tensors, directory / SINGLE)
     fp8_config(config)
     yarn(config, 4)
+    del config["eos_token_id"]  # the tokenizer has one
     (directory / "config.json").write_text(json.dumps(config))
     sharded(directory, total_size=sum(tensor.nbytes for tensor in tensors.values()))
     assert inspect(directory).warnings == ()

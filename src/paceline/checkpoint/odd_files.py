@@ -63,8 +63,9 @@ def text_files(facts: Facts) -> Iterator[str]:
     if not settings.get("chat_template") and not facts.files & {"chat_template.jinja", "chat_template.json"}:
         yield "There is no chat template: prompts are texts to continue."
     generation = read_json(facts.directory / "generation_config.json")
-    if facts.raw.get("eos_token_id") is None and generation.get("eos_token_id") is None:
-        yield "Neither config.json nor generation_config.json names an eos_token_id: answers may not end by themselves."
+    ends = (facts.raw.get("eos_token_id"), generation.get("eos_token_id"), settings.get("eos_token"))
+    if all(end is None for end in ends):
+        yield "Nothing names a token that ends a text (eos_token_id, eos_token): answers end when they are cut off."
 
 
 def stretched_context(facts: Facts) -> Iterator[str]:

@@ -21,7 +21,7 @@ def inspect(
     model: Annotated[
         str | None,
         typer.Argument(
-            metavar="[DIR]",
+            metavar="DIR",
             help="Directory or Hugging Face id of a checkpoint, or a directory of exported MTP modules.",
             show_default="the bundled model",
         ),
@@ -107,11 +107,16 @@ def _memory(part: Part, dtype: str) -> str:
 
 
 def _modules(report: Report) -> str:
-    promised = sum(module.promised for module in report.modules)
+    """Example: `1 of 2 complete; incomplete: 2`."""
     if not report.modules:
         return "none" if report.supported else "unknown"
-    states = ", ".join(f"{m.depth} {'complete' if m.complete else 'incomplete'}" for m in report.modules)
-    return f"{promised} by config.json; found: {states}"
+    promised = [module for module in report.modules if module.promised]
+    kinds = {
+        "incomplete": [m.depth for m in promised if not m.complete],
+        "not in config.json": [m.depth for m in report.modules if not m.promised],
+    }
+    text = f"{len(promised) - len(kinds['incomplete'])} of {len(promised)} complete"
+    return text + "".join(f"; {kind}: {', '.join(map(str, depths))}" for kind, depths in kinds.items() if depths)
 
 
 def printable(text: str) -> str:

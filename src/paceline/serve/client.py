@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import count
 from typing import Any
@@ -44,7 +44,15 @@ class EngineClient:
 
     facts: Ready
 
-    def __init__(self, options: dict[str, Any], max_queue: int, timeout: float, watcher: Watcher) -> None:
+    def __init__(
+        self,
+        options: dict[str, Any],
+        max_queue: int,
+        timeout: float,
+        watcher: Watcher,
+        command: Sequence[str] = COMMAND,
+    ) -> None:
+        self._command = command
         self._options, self._max_queue, self._timeout, self._watcher = options, max_queue, timeout, watcher
         self._process: asyncio.subprocess.Process | None = None
         self._supervisor: asyncio.Task[None] | None = None
@@ -127,7 +135,7 @@ class EngineClient:
 
     async def _launch(self) -> None:
         pipe = asyncio.subprocess.PIPE
-        self._process = await asyncio.create_subprocess_exec(*COMMAND, stdin=pipe, stdout=pipe, limit=MAX_LINE)
+        self._process = await asyncio.create_subprocess_exec(*self._command, stdin=pipe, stdout=pipe, limit=MAX_LINE)
         self._send(Start(options=self._options))
         try:
             line = await self._line()

@@ -85,18 +85,25 @@ async def _of_defect(request: Request, error: Exception) -> JSONResponse:
 
 
 def from_validation(problems: Sequence[Mapping[str, Any]]) -> ApiError:
-    """The first of pydantic's complaints as one sentence that names the field.
+    """Of pydantic's complaints about the first field that is wrong the most precise one, as a sentence that names it.
 
     Example: a temperature "hot" is "temperature: Input should be a valid number."."""
-    first = problems[0]
-    if first["type"] == "json_invalid":
+    if problems[0]["type"] == "json_invalid":
         return ApiError(400, "The body is not valid JSON.")
-    where = [str(part) for part in first["loc"] if part != "body"]
-    field = next(iter(where), None)
-    if field is None:
-        said = str(first["msg"]).removeprefix("Value error, ").rstrip(".")
-        return ApiError(400, f"{said}.", param=(first.get("ctx") or {}).get("field"))
-    if first["type"] == "extra_forbidden":
-        return ApiError(400, f"The field {'.'.join(where)[:80]!r} is not known here; leave it out.", param=field)
-    said = str(first["msg"]).removeprefix("Value error, ").rstrip(".")
-    return ApiError(400, f"{'.'.join(where)[:80]}: {said}.", param=field)
+    # Of a field that may be several things, each has its complaint; the deepest is about the one that was meant.
+    same = [problem for problem in problems if problem["loc"][:2] == problems[0]["loc"][:2]]
+    worst = max(same, key=lambda problem: len(problem["loc"]))
+    where, said = _field(worst["loc"]), str(worst["msg"]).removeprefix("Value error, ").rstrip(".")
+    if worst["type"] == "extra_forbidden":
+        unknown = str(worst["loc"][-1])[:80]
+        return ApiError(400, f"The field {unknown!r} is not known here; leave it out.", param=unknown)
+    if not where:
+        return ApiError(400, f"{said}.", param=(worst.get("ctx") or {}).get("field"))
+    return ApiError(400, f"{'.'.join(where)[:80]}: {said}.", param=where[0])
+
+
+def _field(loc: Sequence[str | int]) -> list[str]:
+    """The path of a field without pydantic's names for the kinds that it may be.
+
+    Example: ("body", "prompt", "list[int]", 1) is ["prompt", "1"]."""
+    return [str(part) for part in loc[1:] if part not in ("str", "int") and "[" not in str(part)]

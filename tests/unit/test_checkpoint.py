@@ -299,3 +299,10 @@ def test_only_a_checkpoint_is_overwritten(tmp_path: Path) -> None:
 def test_a_modules_name_is_found_again(names: MTPNames, part: str) -> None:
     assert [names.find(names.name(d, part, 61), 61) for d in range(3)] == [(d, part) for d in range(3)]
     assert names.find("model.layers.60." + part, 61) is None and names.find(part, 61) is None
+
+
+def test_a_pointer_is_not_called_damaged(tmp_path: Path) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 4302345312\n"
+    (tmp_path / SINGLE).write_text(pointer)
+    with pytest.raises(UserError, match="git lfs pull"):
+        Checkpoint(tmp_path)

@@ -146,7 +146,10 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     check_inside(file)
     size = file.stat().st_size
     with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
+        start = stream.read(8)
+        length = int.from_bytes(start, "little")
+        if start == b"version " and size < 1000:
+            raise UserError(f"{file} is only a pointer of Git LFS: fetch the weights with `git lfs pull`.")
         if size < 8 or length > size - 8:
             raise UserError(f"{file} is truncated ({size} bytes do not hold its header): {AGAIN}")
         if length > MAX_HEADER:

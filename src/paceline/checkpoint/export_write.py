@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,28 +20,29 @@ from paceline.checkpoint.rawfile import Entry, header, write_all
 from paceline.checkpoint.reader import INDEX
 from paceline.checkpoint.stream import pieces
 
+MOST_BEHIND = 8  # pieces
 MANIFEST = "mtp_manifest.json"
 Advance = Callable[[int], None]  # told how many bytes have been written (or compared) since the last call
 
 
 def write_tensors(file: Path, copies: Sequence[Copy], advance: Advance) -> dict[str, str]:
-    """One safetensors file; tensor name to the sha256 of its bytes. It is on the disk, not only in memory, afterwards.
+    """One safetensors file; tensor name to the sha256 of its bytes.
 
-    A piece is hashed while it is written: two threads, one pass."""
-    sums = {}
+    One pass: a second thread makes the sums, at most a few pieces behind the one that reads and writes. Nothing waits
+    for the disk here."""
+    sums = {copy.name: hashlib.sha256() for copy in copies}
+    behind: deque[Future[None]] = deque()
     with file.open("xb", buffering=0) as out, ThreadPoolExecutor(1) as hasher:
         entries = [Entry(copy.name, copy.dtype, copy.info.shape, copy.size) for copy in copies]
         write_all(out.write, memoryview(header(entries)))
         for copy in copies:
-            digest = hashlib.sha256()
             for piece in pieces(copy.info, copy.scale, copy.dtype):
-                hashed = hasher.submit(digest.update, piece)
+                behind.append(hasher.submit(sums[copy.name].update, piece))
                 write_all(out.write, piece)
-                hashed.result()  # the next piece takes this one's memory
+                if len(behind) > MOST_BEHIND:
+                    behind.popleft().result()
                 advance(len(piece))
-            sums[copy.name] = digest.hexdigest()
-        os.fsync(out.fileno())
-    return sums
+    return {name: digest.hexdigest() for name, digest in sums.items()}
 
 
 def write_rest(directory: Path, plan: ExportPlan, sums: dict[str, str]) -> None:

@@ -19,7 +19,7 @@ from paceline.checkpoint.stream import read_tensor
 from paceline.config import ModelConfig
 from paceline.errors import UserError
 from paceline.formats import BLOCK, owner
-from paceline.models import build_model, build_mtp
+from paceline.models import build_model, build_mtp, mtp_names
 from paceline.models.meta import laid_out
 
 Part = tuple[int, str]  # depth from 0, and DeepSeek's word for the part
@@ -49,8 +49,10 @@ def find_mtp(directory: Path, config: ModelConfig, *, shared: bool) -> dict[Part
     own, repeated = _expected(config)
     expected = own | (repeated if shared else {})
 
+    find, main_layers = mtp_names(config).find, config.num_hidden_layers
+
     def passed_over(name: str) -> bool:
-        part = find_part("original", name, config)
+        part = find(name, main_layers)
         return part is None or name.endswith(COMPUTED) or (not shared and (part[0], owner(part[1])) in repeated)
 
     checkpoint = Checkpoint(directory, lambda name: not passed_over(name))

@@ -29,22 +29,19 @@ def read_tensor(info: TensorInfo) -> Tensor:
 
 
 def raw_pieces(info: TensorInfo, piece_bytes: int = PIECE) -> Iterator[memoryview]:
-    """The stored bytes in order. A piece is good until the next is asked for: they share one buffer.
+    """The stored bytes in order, each piece in memory of its own; all but the last have `piece_bytes`.
 
     Raises UserError when the file has become too short."""
-    buffer = memoryview(bytearray(min(piece_bytes, info.size)))
     with info.file.open("rb", buffering=0) as file:
         file.seek(info.start)
-        left = info.size
-        while left:
-            piece = buffer[:left]
+        for left in range(info.size, 0, -piece_bytes):
+            piece = memoryview(bytearray(min(left, piece_bytes)))
             got = 0
             while got < len(piece):
                 count = file.readinto(piece[got:])
                 if not count:
                     raise UserError(f"{info.file} is truncated: {AGAIN}")
                 got += count
-            left -= got
             yield piece
 
 
@@ -73,7 +70,9 @@ def pieces(info: TensorInfo, scale: TensorInfo | None, dtype: str) -> Iterator[m
 
 
 def forget(file: Path) -> None:
-    """Drops what the system keeps of a file in memory, where it can be told to: the next read is from the disk."""
-    if hasattr(os, "posix_fadvise"):
-        with file.open("rb") as opened:
+    """Waits until a file is on its disk, and drops what the system keeps of it in memory, where it can be told to: the
+    next read is from the disk."""
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())
+        if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

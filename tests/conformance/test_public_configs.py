@@ -140,6 +140,8 @@ def test_it_is_read_and_has_the_size_of_its_checkpoint(model: Public) -> None:
         ("GLM-4.5-Air", {"topk_group": 2}, "of 1 groups"),
         ("GLM-4.7-Flash", {"mlp_layer_types": ["dense"] * 2 + ["sparse"] * 45}, "mlp_layer_types.*replace 1"),
         ("GLM-4.7-Flash", {"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported"),
+        ("DeepSeek-V3.1", {"n_group": 256, "topk_group": 64}, "from 64 of 256 groups"),
+        ("MiMo-7B", {"num_key_value_heads": 5}, "num_attention_heads 32 must be a multiple of num_key_value_heads 5"),
         ("MiMo-7B", {"use_mrope": True}, "use_mrope True is not supported"),
         ("MiMo-7B", {"use_sliding_window": True, "sliding_window": 4096}, "sliding_window 4096 is not supported"),
         ("MiMo-7B", {"rope_scaling": {"type": "mrope"}}, "rope_type 'mrope'"),

@@ -23,7 +23,9 @@ def check(config: ModelConfig) -> None:
     )
     groups, kept, experts = raw.get("n_group") or 1, raw.get("topk_group") or 1, raw["n_routed_experts"]
     chosen = raw["num_experts_per_tok"]
-    if experts % groups or kept > groups or chosen > experts // groups * kept:
+    size = experts // groups
+    # a group is judged by its two best experts
+    if experts % groups or kept > groups or chosen > size * kept or (kept < groups and size < 2):
         raise UserError(
             f"config.json: {chosen} experts a token cannot be chosen from {kept} of {groups} groups "
             f"of {experts} experts; see num_experts_per_tok, topk_group, n_group and n_routed_experts."

@@ -42,6 +42,11 @@ def check(config: ModelConfig, variant: Variant) -> None:
     raw = config.raw
     need_whole(config, "num_attention_heads", "intermediate_size")
     need_values(config, {"hidden_act": "silu", "mlp_bias": False, "use_mrope": False})
+    heads, shared = raw["num_attention_heads"], raw.get("num_key_value_heads") or raw["num_attention_heads"]
+    if not isinstance(shared, int) or heads % shared:
+        raise UserError(
+            f"config.json: num_attention_heads {heads} must be a multiple of num_key_value_heads {shared!r}."
+        )
     part = rotary_part(config, variant)
     if variant.rotary == 1.0 != part or not 0 < part <= 1:
         limits = "1" if variant.rotary == 1.0 else "above 0 and at most 1"

@@ -155,7 +155,7 @@ class EngineClient:
         while True:
             if self.alive and await self._worked():
                 pause = FIRST_PAUSE
-            self.alive = False
+            self.alive, self.stats = False, None
             self._fail_all(ApiError(503, CRASHED))
             assert self._process is not None
             await _end(self._process)

@@ -121,7 +121,10 @@ class Metrics:
     def text(self, stats: Stats | None, alive: bool) -> bytes:
         """The page that Prometheus reads."""
         self._gauges["engine_up"].set(alive)
-        if stats is not None:
+        if stats is None:
+            for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"):
+                self._gauges[name].set(0)
+        else:
             self._look(stats)
         return generate_latest(self.registry)
 

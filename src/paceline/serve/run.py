@@ -54,16 +54,19 @@ async def _serve(model: Path, settings: ServerSettings, listener: socket.socket)
 
 def _bound(host: str, port: int) -> socket.socket:
     """Taken before the model is loaded; until it listens, clients are refused."""
+    listener = None
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        found = socket.socket(family, kind, protocol)
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind(address)
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        return listener
     except OSError as error:
+        if listener is not None:
+            listener.close()
         raise UserError(
             f"The server cannot listen on {host} port {port} ({error.strerror}): choose another --port or --host."
         ) from None
-    return found
 
 
 def _announce(settings: ServerSettings, listener: socket.socket, client: EngineClient) -> None:

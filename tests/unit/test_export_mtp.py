@@ -21,9 +21,11 @@ from paceline.checkpoint import export_mtp as export_module
 from paceline.checkpoint.export_mtp import export_mtp, verify_export
 from paceline.checkpoint.export_plan import plan_export
 from paceline.checkpoint.export_write import MANIFEST
+from paceline.checkpoint.quantize import plan_quantize, quantize
 from paceline.checkpoint.reader import INDEX
 from paceline.cli.main import app
 from paceline.errors import UserError
+from paceline.formats import INT8
 
 LAYER = "model.layers.2."  # of TINY's module
 SHARED = ("embed_tokens.weight", "shared_head.head.weight")
@@ -191,6 +193,24 @@ def test_every_module_is_exported(tmp_path: Path, layout: str) -> None:
     kept = [name for name in modules if layout != "sglang" or not name.endswith(SHARED)]
     assert sorted(copy.source for copy in plan.copies) == sorted(kept)
     export_mtp(plan, tmp_path / "out", verify=True)
+
+
+@pytest.mark.parametrize("dtype", ["keep", "bfloat16"])
+def test_modules_of_a_model_quantised_to_int8(tmp_path: Path, source: Path, dtype: str) -> None:
+    quantised = quantize(plan_quantize(source, INT8), tmp_path / "int8")
+    before = {name: t for file in quantised.glob("*.safetensors") for name, t in load_file(file).items()}
+    made = export_mtp(plan_export(quantised, "sglang", dtype), tmp_path / "out", verify=True)
+    found = load_file(made / FILES["sglang"])
+    part = "mlp.experts.3.up_proj.weight"
+    codes, scale = before[LAYER + part], before[LAYER + part + "_scale"]
+    assert codes.dtype == torch.int8
+    if dtype == "keep":
+        assert same_bytes(found[renamed("sglang", part)], codes)
+        assert same_bytes(found[renamed("sglang", part) + "_scale"], scale)
+    else:
+        assert same_bytes(found[renamed("sglang", part)], (codes.float() * scale.float()).to(torch.bfloat16))
+    config = json.loads((made / "config.json").read_text())
+    assert bool(config.get("quantization_config")) == (dtype == "keep")
 
 
 # What cannot be written

@@ -44,12 +44,25 @@ def test_stored_bytes_come_as_they_are(shape: list[int], dtype: torch.dtype, pie
         assert read.shape == tensor.shape and read.reshape(-1).view(torch.uint8).numpy().tobytes() == found
 
 
+def scales_for(weight: Tensor) -> Tensor | None:
+    rows, columns = weight.shape
+    if weight.dtype == torch.int8:
+        return torch.rand(rows, 1) + 0.01
+    return torch.rand(math.ceil(rows / 128), math.ceil(columns / 128)) + 0.01 if weight.itemsize == 1 else None
+
+
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 400), st.integers(1, 300), st.sampled_from(DTYPES), st.sampled_from([1, 40_000, 1 << 20]))
+@given(
+    st.integers(1, 400),
+    st.integers(1, 300),
+    st.sampled_from([*DTYPES, torch.int8]),
+    st.sampled_from([1, 40_000, 1 << 20]),
+)
 def test_bfloat16_is_the_whole_tensor_rounded_once(rows: int, columns: int, dtype: torch.dtype, piece: int) -> None:
     weight = torch.randn(rows, columns).mul(40).to(dtype)
-    scale = torch.rand(math.ceil(rows / 128), math.ceil(columns / 128)) + 0.01 if dtype.itemsize == 1 else None
-    expected = weight if scale is None else plain_product(weight, scale)
+    scale = scales_for(weight)
+    product = (lambda w, s: w.float() * s) if dtype == torch.int8 else plain_product
+    expected = weight if scale is None else product(weight, scale)
     tensors = {"x": weight} if scale is None else {"x": weight, "scale": scale}
     with tempfile.TemporaryDirectory() as parent, pytest.MonkeyPatch.context() as patch:
         patch.setattr(stream, "PIECE", piece)

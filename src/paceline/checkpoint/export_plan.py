@@ -8,7 +8,6 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from paceline.checkpoint.dequant import SCALE
 from paceline.checkpoint.layouts import FILES, layout_config, layout_name
 from paceline.checkpoint.mtp_source import Part, Stored, find_mtp
 from paceline.checkpoint.reader import DTYPES, TensorInfo
@@ -23,7 +22,7 @@ DTYPE_CHOICES, SHARED_CHOICES = ("keep", "bfloat16"), ("keep", "drop")
 
 @dataclass(frozen=True)
 class Copy:
-    """One tensor of the export. scale: block scales to multiply in. dtype: the format's word for what is written."""
+    """One tensor of the export. scale: the scales to multiply in. dtype: the format's word for what is written."""
 
     name: str
     source: str
@@ -112,5 +111,5 @@ def _copies(part: Part, stored: Stored, layout: str, dtype: str, config: ModelCo
         return
     yield Copy(name, stored.name, stored.info, None, stored.info.dtype)
     if stored.scale is not None:
-        name = layout_name(layout, depth, word + SCALE, config)
-        yield Copy(name, stored.name + SCALE, stored.scale, None, stored.scale.dtype)
+        name = layout_name(layout, depth, word + stored.suffix, config)
+        yield Copy(name, stored.name + stored.suffix, stored.scale, None, stored.scale.dtype)

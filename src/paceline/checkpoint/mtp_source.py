@@ -11,14 +11,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from paceline.checkpoint.dequant import SCALE
 from paceline.checkpoint.layouts import SHARED, find_part, layout_name
 from paceline.checkpoint.load import account
 from paceline.checkpoint.reader import DTYPES, Checkpoint, TensorInfo
 from paceline.checkpoint.stream import read_tensor
 from paceline.config import ModelConfig
 from paceline.errors import UserError
-from paceline.formats import BLOCK, owner
+from paceline.formats import BLOCK, FP8, INT8, Format, owner
 from paceline.models import build_model, build_mtp, mtp_names
 from paceline.models.meta import laid_out
 
@@ -30,13 +29,14 @@ MEND = "use the complete checkpoint, and the config.json that came with it"
 
 @dataclass(frozen=True)
 class Stored:
-    """One part of a module as the checkpoint keeps it. scale: the block scales, where it is FP8.
+    """One part of a module as the checkpoint keeps it. scale: that of FP8 or INT8 codes; its name is `suffix` longer.
 
     fixed: the model computes with it in float32, whatever the dtype of the others."""
 
     name: str
     info: TensorInfo
     fixed: bool
+    suffix: str
     scale: TensorInfo | None
 
 
@@ -57,7 +57,7 @@ def find_mtp(directory: Path, config: ModelConfig, *, shared: bool) -> dict[Part
 
     checkpoint = Checkpoint(directory, lambda name: not passed_over(name))
     if any(layout_name("original", *part, config) not in checkpoint for part in expected.keys() & repeated.keys()):
-        checkpoint = Checkpoint(directory, lambda name: not passed_over(name) or name.removesuffix(SCALE) in MAIN)
+        checkpoint = Checkpoint(directory, lambda name: not passed_over(name) or owner(name) in MAIN)
     names = {part: layout_name("original", *part, config) for part in expected}
     absent = [part for part in repeated if part in names and names[part] not in checkpoint]
     names |= {part: _of_target(part, config) for part in absent}
@@ -89,22 +89,26 @@ def _of_target(part: Part, config: ModelConfig) -> str:
 
 
 def _stored(name: str, checkpoint: Checkpoint, view: Tensor) -> Stored:
-    info, scale = checkpoint[name], checkpoint.get(name + SCALE)
-    dtype = DTYPES.get(info.dtype)
-    if dtype is None or not dtype.is_floating_point:
-        raise UserError(f"Tensor {name} has the unsupported type {info.dtype}: use weights in BF16 or FP8.")
-    if dtype.itemsize == 1 and scale is None:
-        raise UserError(f"Tensor {name} ({info.dtype}) comes without {name + SCALE}: {MEND}.")
-    if scale is not None:
-        _check_scale(name + SCALE, scale, info)
-    return Stored(name, info, view.dtype == torch.float32, scale)
+    info = checkpoint[name]
+    dtype, fixed = DTYPES.get(info.dtype), view.dtype == torch.float32
+    form = FP8 if info.dtype.startswith("F8") else INT8 if dtype == INT8.dtype else None
+    if dtype is None or (form is None and not dtype.is_floating_point):
+        raise UserError(f"Tensor {name} has the unsupported type {info.dtype}: use weights in BF16, FP8 or INT8.")
+    if form is None:
+        return Stored(name, info, fixed, "", None)
+    if name + form.suffix not in checkpoint:
+        raise UserError(f"Tensor {name} ({info.dtype}) comes without {name + form.suffix}: {MEND}.")
+    scale = checkpoint[name + form.suffix]
+    _check_scale(name + form.suffix, scale, info, form)
+    return Stored(name, info, fixed, form.suffix, scale)
 
 
-def _check_scale(name: str, scale: TensorInfo, weight: TensorInfo) -> None:
-    blocks = tuple(-(-n // BLOCK) for n in weight.shape)
-    if len(blocks) != 2 or scale.shape != blocks or scale.dtype not in ("F32", "BF16", "F16"):
+def _check_scale(name: str, scale: TensorInfo, weight: TensorInfo, form: Format) -> None:
+    fits = len(weight.shape) == 2 and scale.shape == form.stored_scale_shape(*weight.shape)
+    if not fits or scale.dtype not in ("F32", "BF16", "F16"):
+        each = "row" if form.group is None else f"{BLOCK}x{BLOCK} block"
         raise UserError(
-            f"Tensor {name} has {scale.dtype} {list(scale.shape)}, not one float for each {BLOCK}x{BLOCK} block of "
+            f"Tensor {name} has {scale.dtype} {list(scale.shape)}, not one float for each {each} of "
             f"{list(weight.shape)}: {MEND}."
         )
     if not read_tensor(scale).isfinite().all():

@@ -13,7 +13,7 @@ from torch import Tensor
 from paceline.checkpoint.dequant import dequantise
 from paceline.checkpoint.reader import AGAIN, DTYPES, TensorInfo
 from paceline.errors import UserError
-from paceline.formats import BLOCK
+from paceline.formats import BLOCK, INT8
 
 PIECE = 1 << 20  # bytes read at a time: as much as stays in a cache while it is converted, hashed and written
 
@@ -46,18 +46,19 @@ def raw_pieces(info: TensorInfo, piece_bytes: int = PIECE) -> Iterator[memoryvie
 
 
 def bfloat16_pieces(info: TensorInfo, scale: TensorInfo | None) -> Iterator[memoryview]:
-    """The bytes of the tensor as bfloat16, FP8 times its block scales: rounded once, exactly as
-    `dequantise(...).to(bfloat16)` of the whole. Pieces are whole rows of blocks."""
+    """The bytes of the tensor as bfloat16, FP8 or INT8 codes times their scales in float32, and rounded once: exactly
+    as `read_weight(...).to(bfloat16)` of the whole. Pieces are whole rows of blocks."""
     scales = None if scale is None else read_tensor(scale)
+    multiply, rows_of_one = (INT8.dequantise, 1) if info.dtype == "I8" else (dequantise, BLOCK)
     columns = max(1, prod(info.shape[1:]))
     row_bytes = columns * DTYPES[info.dtype].itemsize
     rows = max(1, PIECE // row_bytes // BLOCK) * BLOCK
-    first = 0  # row of blocks
+    first = 0  # row of scales
     for piece in raw_pieces(info, rows * row_bytes):
         part = torch.frombuffer(piece, dtype=DTYPES[info.dtype]).view(-1, columns)
         if scales is not None:
-            after = first + -(-len(part) // BLOCK)
-            first, part = after, dequantise(part, scales[first:after])
+            after = first + -(-len(part) // rows_of_one)
+            first, part = after, multiply(part, scales[first:after].float())
         yield part.to(torch.bfloat16).view(-1).view(torch.uint8).numpy().data
 
 

@@ -89,6 +89,10 @@ def predict(words: Callable[[str], list[str]], tmp_path: Path) -> Callable[[str]
     return run
 
 
+def weights(directory: Path) -> Path:
+    return directory / "model.safetensors"
+
+
 def plain(question: str, tokens: int) -> str:
     llm = LLM(drafter="none")
     return llm.chat([{"role": "user", "content": question}], SamplingParams(max_tokens=tokens))[0].outputs[0].text
@@ -125,6 +129,8 @@ def test_xllm_starts_the_server(words: Callable[[str], list[str]], monkeypatch: 
     xllm.run(words(XLLM))
     xllm.run(words("--model M --host 0.0.0.0 --model_id ours --seed 3"))
     (model, settings), (_, other) = started
+    _, line = xllm.understand(words("--model M --seed 3"))
+    assert line.notes == ["--seed=3: it belongs to --prompt, and requests bring their own."]
     asked, line = xllm.understand(words(XLLM))
     assert model == bundled_model() and settings.options == asked.llm
     assert [note.split("=")[0] for note in line.notes] == [f"--{name}" for name in NOTED]
@@ -251,10 +257,15 @@ def test_predictor_dynamic(predict: Callable[[str], list[dict[str, Any]]]) -> No
 
 @pytest.mark.parametrize("quant", ["weight_only_int8", "a8w8_fp8"])
 def test_export_then_predictor_static(
-    words: Callable[[str], list[str]], predict: Callable[[str], list[dict[str, Any]]], quant: str
+    words: Callable[[str], list[str]], predict: Callable[[str], list[dict[str, Any]]], tmp_path: Path, quant: str
 ) -> None:
-    """Quantised at export or when it is run: the same text."""
-    export_model.run(words(EXPORT.replace("weight_only_int8", quant)))
+    """Quantised at export or when it is run: the same text. What is quantised already is copied."""
+    line = EXPORT.replace("weight_only_int8", quant)
+    export_model.run(words(line))
+    out, again = tmp_path / "OUT", tmp_path / "OUT-2"
+    assert weights(out).stat().st_size < 0.8 * weights(bundled_model()).stat().st_size
+    export_model.run(words(line.replace("M --output_path OUT", f"{out} --output_path {again}")))
+    assert weights(again).read_bytes() == weights(out).read_bytes()
     static = predict(STATIC.replace("a8w8_fp8", quant) + GREEDY)
     dynamic = predict(STATIC.replace("OUT", "M").replace("a8w8_fp8", quant).replace("static", "dynamic") + GREEDY)
     assert static == dynamic

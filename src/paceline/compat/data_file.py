@@ -45,7 +45,7 @@ def read_examples(path: Path) -> list[Example]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as UTF-8 text ({error}); check the path and the encoding.") from error
     structured = path.suffix.lower() in JSON_SUFFIXES
-    numbered = [(number, line.rstrip("\r")) for number, line in enumerate(lines, 1) if line.strip()]
+    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if not numbered:
         raise UserError(f"{path} holds no prompt; write one a line.")
     return [_parse(line, f"{path}:{n}") if structured else Example(line, "", [line]) for n, line in numbered]

@@ -27,8 +27,8 @@ def until(holds: Callable[[], bool], what: str) -> None:
 
 
 class Served:
-    def __init__(self, process: subprocess.Popen[bytes], url: str, key: str | None) -> None:
-        self.process, self.url = process, url
+    def __init__(self, process: subprocess.Popen[bytes], url: str, key: str | None, log: Path) -> None:
+        self.process, self.url, self._log = process, url, log
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         self.http = httpx2.Client(base_url=url, headers=headers, timeout=PATIENCE)
 
@@ -54,6 +54,10 @@ class Served:
         samples = [sample for family in families for sample in family.samples if sample.name == f"paceline:{name}"]
         return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
 
+    def logged(self) -> list[dict[str, Any]]:
+        """The events that the server wrote down."""
+        return [json.loads(line) for line in self._log.read_text().splitlines() if line.startswith("{")]
+
     @property
     def engine_pid(self) -> int:
         (child,) = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
@@ -70,7 +74,7 @@ def serving(log: Path, *flags: str | Path, key: str | None = None) -> Iterator[S
         until(lambda: process.poll() is not None or " at http://" in log.read_text(), "the server did not start")
         assert process.poll() is None, log.read_text()
         (url,) = re.findall(r" at (http://\S+)/v1", log.read_text())
-        served = Served(process, url, key)
+        served = Served(process, url, key, log)
         with served.http:
             yield served
     finally:

@@ -100,6 +100,8 @@ def test_a_killed_engine_is_an_error_and_comes_back(server: Served) -> None:
     until(lambda: server.http.get("/ready").status_code == 200, "the engine did not come back")
     assert server.answer(COMPLETIONS, SHORT)["choices"][0]["finish_reason"]
     assert server.metric("engine_restarts_total") == 1
+    events = [line["event"] for line in server.logged() if line["event"] != "request"]
+    assert events == ["engine_died", "engine_ready"]
 
 
 def test_a_port_that_is_taken(tiny_model: Path) -> None:

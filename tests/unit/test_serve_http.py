@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import openai
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from servers import PATIENCE, Served, serving, until
 
 from paceline import LLM, SamplingParams
+from paceline.serve.fields import UNSUPPORTED
+from paceline.serve.protocol import ChatBody, CompletionBody, TokenizeBody
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 PROMPT = "The history of the city begins"
@@ -278,6 +283,40 @@ def test_harmless_fields_and_nulls_change_nothing(server: Served) -> None:
     extra = {"user": "u", "store": True, "metadata": {}, "service_tier": "auto", "logit_bias": None, "tools": None}
     extra |= {"seed": WARM["seed"], "length_penalty": 1.0, "guided_json": None, "suffix": None, "top_k": -1, "n": 1}
     assert text_of(server, **extra) == text_of(server)
+
+
+def test_every_request_has_an_id_and_a_line(server: Served) -> None:
+    mine = server.post("/tokenize", {"prompt": "a"}, headers={"X-Request-Id": "my-1"}).headers["X-Request-Id"]
+    forged = server.post("/tokenize", {"prompt": 1}, headers={"X-Request-Id": "a b {}"}).headers["X-Request-Id"]
+    assert mine == "my-1" and forged.startswith("req-")
+    until(lambda: forged in [line.get("request_id") for line in server.logged()], "the request was not logged")
+    lines = {line["request_id"]: line for line in server.logged() if line["event"] == "request"}
+    assert [lines[name]["status"] for name in (mine, forged)] == [200, 400]
+    assert lines[mine]["path"] == "/tokenize" and 0 <= lines[mine]["seconds"] < PATIENCE
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_value_of_a_field_breaks_the_server(server: Served, data: st.DataObject) -> None:
+    """Any JSON in any field is answered, or refused with a sentence."""
+    path, model = data.draw(
+        st.sampled_from([(CHAT, ChatBody), (COMPLETIONS, CompletionBody), ("/tokenize", TokenizeBody)])
+    )
+    start = {"prompt": "a"} if model is not ChatBody else {"messages": MESSAGES}
+    start |= {} if model is TokenizeBody else {"max_tokens": 1, "n": 1}
+    field = data.draw(st.sampled_from([*model.model_fields, *UNSUPPORTED, "messages"]))
+    content = json.dumps(start | {field: data.draw(JSON)}).encode()
+    response = server.post(path, content=content, headers={"Content-Type": "application/json"})
+    assert response.status_code in (200, 400, 404), response.text
+    if response.status_code != 200:
+        assert response.json()["error"]["message"].endswith(".")
 
 
 def test_metrics_add_up(server: Served) -> None:

@@ -35,6 +35,7 @@ def serve(
     request_timeout: Annotated[float, _option(help="Seconds a request may take; then 504.")] = 600.0,
     drain_timeout: Annotated[float, _option(help="Seconds that open requests get after SIGTERM.")] = 60.0,
     max_body_mib: Annotated[int, _option("--max-body-mib", help="Largest body of a request; then 413.")] = 8,
+    no_request_log: Annotated[bool, _option("--no-request-log", help="No line on stderr for each request.")] = False,
     model: opt.Model = None,
     dtype: opt.Dtype = None,
     device: opt.Device = None,
@@ -75,6 +76,7 @@ def serve(
         timeout=request_timeout,
         drain=drain_timeout,
         max_body_mib=max_body_mib,
+        log_requests=not no_request_log,
         options=opt.model_options(given) | opt.engine_options(given),
     )
     run(resolve_model(name), settings)

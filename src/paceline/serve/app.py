@@ -10,6 +10,7 @@ from paceline import __version__
 from paceline.serve import chat, completions, tokenize
 from paceline.serve.client import DOWN
 from paceline.serve.errors import ApiError, add_handlers
+from paceline.serve.log import RequestLog
 from paceline.serve.middleware import ApiKey, BodyLimit
 from paceline.serve.state import State, state_of
 
@@ -27,6 +28,7 @@ def make_app(state: State) -> FastAPI:
     if state.settings.api_keys:
         app.add_middleware(ApiKey, keys=state.settings.api_keys)
     app.add_middleware(BodyLimit, limit=state.settings.max_body_mib << 20)
+    app.add_middleware(RequestLog, quiet=not state.settings.log_requests)
     return app
 
 

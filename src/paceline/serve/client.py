@@ -18,6 +18,7 @@ from paceline.errors import UserError
 from paceline.request import SamplingParams
 from paceline.serve.errors import ApiError
 from paceline.serve.job import Job, Watcher
+from paceline.serve.log import log
 from paceline.serve.messages import (
     MAX_LINE,
     Abort,
@@ -159,11 +160,13 @@ class EngineClient:
             self._fail_all(ApiError(503, CRASHED))
             assert self._process is not None
             await _end(self._process)
+            log("engine_died", exit_code=self._process.returncode, again_in_seconds=pause)
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
             self._watcher.restarted()
             with suppress(ValueError, OSError):  # `UserError` and what is not a message are among them
                 await self._launch()
+                log("engine_ready")
 
     async def _worked(self) -> bool:
         """Listens until the engine hangs up or talks nonsense; whether it did any work before."""

@@ -29,6 +29,7 @@ class ServerSettings:
     timeout: float = 600.0
     drain: float = 60.0
     max_body_mib: int = 8
+    log_requests: bool = True
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

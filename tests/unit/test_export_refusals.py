@@ -113,7 +113,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         rf"Tensor {EXPERT} has shape \[192, 96\].*\[96, 192\]",
     ),
     "integers": (a("enorm.weight", torch.ones(192, dtype=torch.int32)), rf"Tensor {NORM} has the unsupported type I32"),
-    "int8 without scales": (a("enorm.weight", torch.ones(192, dtype=torch.int8)), rf"Tensor {NORM} \(I8\) comes without"),
+    "int8 alone": (a("enorm.weight", torch.ones(192, dtype=torch.int8)), rf"Tensor {NORM} \(I8\) comes without"),
     "no scales": (scale_of(None), rf"Tensor {EXPERT} \(F8_E4M3\) comes without"),
     "scales of a bf16 weight": (
         a("mlp.experts.3.up_proj.weight", weight(96, 192, BF16)),

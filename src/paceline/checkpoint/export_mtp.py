@@ -62,7 +62,7 @@ def verify_export(plan: ExportPlan, directory: Path, advance: Advance = lambda _
     names = [copy.name for copy in plan.copies]
     if set(written) != set(names) or set(manifest["tensors"]) != set(names):
         raise UserError(f"{directory} does not hold the tensors of the plan: export again.")
-    for copy in plan.copies:
+    for copy in sorted(plan.copies, key=Copy.place):
         _compare(copy, written[copy.name], manifest["tensors"][copy.name]["sha256"], advance)
     _compare_files(directory, manifest["files"])
 

@@ -35,6 +35,10 @@ class Copy:
         """Bytes written."""
         return prod(self.info.shape) * DTYPES[self.dtype].itemsize
 
+    def place(self) -> tuple[str, int]:
+        """Where it lies: who reads in this order reads each file from front to back."""
+        return self.info.file.name, self.info.start
+
     @property
     def bytes_read(self) -> int:
         return self.info.size + (0 if self.scale is None else self.scale.size)
@@ -42,7 +46,7 @@ class Copy:
 
 @dataclass(frozen=True)
 class ExportPlan:
-    """An export before it is made. copies: the tensors, in the order in which they are written. travelling: tokenizer
+    """An export before it is made. copies: the tensors, in the order of the file they will be in. travelling: tokenizer
     and generation settings, the only files of the source that go along."""
 
     source: Path
@@ -90,8 +94,7 @@ def plan_export(
     config = ModelConfig.from_dir(source)
     found = find_mtp(source, config, shared=shared == "keep")
     copies = [copy for part, stored in found.items() for copy in _copies(part, stored, layout, dtype, config)]
-    # Wide types first, so that every tensor is aligned; then as the source lies on its disk.
-    copies.sort(key=lambda copy: (-DTYPES[copy.dtype].itemsize, copy.info.file.name, copy.info.start))
+    copies.sort(key=lambda copy: (-DTYPES[copy.dtype].itemsize, copy.place()))  # wide types first: all are aligned
     plan = ExportPlan(source, config, layout, dtype, shared, tuple(copies), tuple(travelling(source)))
     assert plan.draft_config  # raises for a family that the layout does not know
     return plan

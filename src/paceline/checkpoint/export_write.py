@@ -11,6 +11,7 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,16 @@ Advance = Callable[[int], None]  # told how many bytes have been written (or com
 def write_tensors(file: Path, copies: Sequence[Copy], advance: Advance) -> dict[str, str]:
     """One safetensors file; tensor name to the sha256 of its bytes.
 
-    One pass: a second thread makes the sums, at most a few pieces behind the one that reads and writes. Nothing waits
-    for the disk here."""
+    One pass, in the order of the source: a second thread makes the sums, at most a few pieces behind the one that reads
+    and writes. Nothing waits for the disk here."""
     sums = {copy.name: hashlib.sha256() for copy in copies}
     behind: deque[Future[None]] = deque()
     with file.open("xb", buffering=0) as out, ThreadPoolExecutor(1) as hasher:
-        entries = [Entry(copy.name, copy.dtype, copy.info.shape, copy.size) for copy in copies]
-        write_all(out.write, memoryview(header(entries)))
-        for copy in copies:
+        head = header(Entry(copy.name, copy.dtype, copy.info.shape, copy.size) for copy in copies)
+        starts = dict(zip(copies, accumulate((copy.size for copy in copies), initial=len(head)), strict=False))
+        write_all(out.write, memoryview(head))
+        for copy in sorted(copies, key=Copy.place):
+            out.seek(starts[copy])
             for piece in pieces(copy.info, copy.scale, copy.dtype):
                 behind.append(hasher.submit(sums[copy.name].update, piece))
                 write_all(out.write, piece)

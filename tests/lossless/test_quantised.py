@@ -17,11 +17,12 @@ PROMPTS = ["one two three four", "the quick brown fox jumps over", "how many wor
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("quantization", ["int8", "fp8"])
-@pytest.mark.parametrize("family", MTP_FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "quantization"), [*((family, "int8") for family in MTP_FAMILIES), ("deepseek_v3", "fp8")]
+)
 def test_tiny_models(family: str, quantization: str, tmp_path: Path) -> None:
     llm = LLM(write_tiny(tmp_path / "tiny", **MTP_FAMILIES[family]), quantization=quantization)
-    report = verify_lossless(llm, PROMPTS * 2, matrix(replace(QUICK, max_tokens=32, lengths=(1, 3))))
+    report = verify_lossless(llm, PROMPTS * 2, matrix(replace(QUICK, max_tokens=24, lengths=(3,), batches=(4,))))
     assert report.differences == []
     assert report.accepted > 0 and report.prefix_hit_tokens > 0 and report.preemptions > 0
 
@@ -32,6 +33,7 @@ def test_the_bundled_model_in_int8(way: str, monkeypatch: pytest.MonkeyPatch) ->
     if way == "plain torch":
         monkeypatch.setattr(native, "library", lambda: None)
     prompts = [prompt.content for prompt in heldout_prompts()[: QUICK.prompts]]
-    report = verify_lossless(LLM(quantization="int8"), prompts, matrix(replace(QUICK, lengths=(3,))))
+    arms = [arm for arm in matrix(replace(QUICK, lengths=(3,))) if arm.drafter != "ngram"]
+    report = verify_lossless(LLM(quantization="int8"), prompts, arms)
     assert report.differences == []
     assert report.accepted > 100 and report.prefix_hit_tokens > 0 and report.preemptions > 0

@@ -35,7 +35,8 @@ PROMPT = "the quick brown fox"
 LLAMA: dict[str, Any] = dict(
     model_type="llama", num_key_value_heads=2, head_dim=32, num_nextn_predict_layers=0, attention_bias=True
 )
-FAMILIES = MTP_FAMILIES | {"llama": LLAMA, "llama tied": LLAMA | dict(tie_word_embeddings=True)}
+QWEN3_MOE = LLAMA | dict(model_type="qwen3_moe", attention_bias=False, num_experts=8, moe_intermediate_size=64)
+FAMILIES = MTP_FAMILIES | {"qwen3_moe": QWEN3_MOE, "llama": LLAMA, "llama tied": LLAMA | dict(tie_word_embeddings=True)}
 formats = pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
 families = pytest.mark.parametrize("family", FAMILIES)
 
@@ -81,7 +82,8 @@ def test_fp8_in_memory_says_what_fp8_made_plain_says(family: str, tmp_path: Path
     held, plain, default = load(out, "fp8")[0], load(out, "none")[0], load(out)[0]
     assert isinstance(held, DecoderModel) and isinstance(plain, DecoderModel) and isinstance(default, DecoderModel)
     assert (held.form, plain.form, default.form) == (FP8, None, None)
-    assert type(held.layers[0].mlp.down) is QuantLinear and type(default.layers[0].mlp.down) is Linear  # type: ignore[union-attr]
+    assert type(held.layers[0].self_attn.o_proj) is QuantLinear  # type: ignore[union-attr]
+    assert type(default.layers[0].self_attn.o_proj) is Linear  # type: ignore[union-attr]
     plain.layers.apply(unfused)
     assert torch.equal(logits(held), logits(plain))
 
@@ -153,6 +155,32 @@ def test_shards_keep_their_names_and_a_modules_copies_of_the_head_stay_copies(ti
         assert ("lm_head.weight" + form.suffix in index["weight_map"]) == (form is INT8)
         load(out, form.name)
         load(source, form.name)
+
+
+def test_what_a_checkpoint_keeps_as_numbers_stays_so(tiny_model: Path, tmp_path: Path) -> None:
+    """Other tools leave the head, a layer or the MTP modules alone: their checkpoint decides, part by part."""
+    out = written(tiny_model, tmp_path / "out", INT8)
+    tensors, plain = load_file(out / "model.safetensors"), load_file(tiny_model / "model.safetensors")
+    kept = ("lm_head.", "model.layers.1.self_attn.o_proj.", "model.layers.2.mlp.experts.", "model.layers.4.")
+    for name in [name for name in tensors if name.startswith(kept)]:
+        del tensors[name]
+    tensors |= {name: tensor for name, tensor in plain.items() if name.startswith(kept)}
+    save_file(tensors, out / "model.safetensors")
+    target, mtp = load(out)
+    views = target.weights() | mtp.weights()
+    for name, tensor in tensors.items():
+        assert views[name].dtype == tensor.dtype
+        assert torch.equal(views[name], tensor), name
+    assert LLM(out).generate(PROMPT, SamplingParams(max_tokens=4))[0].outputs[0].token_ids
+
+
+def test_a_head_that_differs_by_its_scale_alone_is_another_head(tiny_model: Path, tmp_path: Path) -> None:
+    tensors = load_file(tiny_model / "model.safetensors")
+    tensors["model.layers.3.shared_head.head.weight"] = 2 * tensors["lm_head.weight"]
+    source = write_checkpoint(tmp_path / "in", tensors, tiny_config())
+    target = load_target(source, quantization="int8")
+    with pytest.raises(UserError, match="differs from the target's own"):
+        load_mtp(source, target)
 
 
 def test_target_and_draft_are_quantised_independently(tiny_model: Path) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
+from paceline.checkpoint.reader import DTYPES, Checkpoint
 from paceline.errors import UserError
-from paceline.formats import BLOCK, FORMATS, FP8, INT8, Format
+from paceline.formats import BLOCK, FORMATS, FP8, INT8, Format, format_of
 
 KINDS = (*FORMATS, "none")
 _FIELD = "quantization_config"
@@ -47,6 +48,8 @@ def _is_int8(said: Mapping[str, Any]) -> bool:
     if not isinstance(group, Mapping) or group.get("input_activations") or group.get("output_activations"):
         return False
     weights = group.get("weights")
+    if group.get("format", "int-quantized") != "int-quantized":
+        return False
     return isinstance(weights, Mapping) and all(weights.get(name) == value for name, value in _INT8_WEIGHTS.items())
 
 
@@ -67,6 +70,7 @@ def announce(form: Format, kept: Sequence[str]) -> dict[str, Any]:
         "config_groups": {
             "group_0": {
                 "targets": ["Linear"],
+                "format": "int-quantized",
                 "weights": dict(_INT8_WEIGHTS),
                 "input_activations": None,
                 "output_activations": None,
@@ -83,6 +87,14 @@ def chosen_format(asked: str | None, raw: Mapping[str, Any], device: str | torch
     if asked is None:
         return None if stored is FP8 and torch.device(device).type == "cpu" else stored
     return format_named(asked)
+
+
+def stays_plain(form: Format | None, raw: Mapping[str, Any], checkpoint: Checkpoint) -> Callable[[str], bool]:
+    """Whether a tensor is to stay as numbers in a model of this format: a checkpoint in the same format has chosen what
+    it keeps so. Of any other checkpoint all is quantised that can be."""
+    if form is None or stored_format(raw) is not form:
+        return lambda name: False
+    return lambda name: name in checkpoint and format_of(DTYPES.get(checkpoint[name].dtype, torch.bool)) is None
 
 
 def format_named(name: str) -> Format | None:

@@ -4,6 +4,7 @@ memory yet. What loads such a model quantises tensor by tensor, so that it is ne
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Set
 
 import torch
 from torch import Tensor, nn
@@ -62,30 +63,36 @@ class QuantMoE(MoE):
         return named
 
 
-def quantise_modules(model: nn.Module, form: Format) -> None:
+def quantise_modules(model: nn.Module, form: Format, plain: Set[Tensor] = frozenset()) -> None:
     """Swaps every linear layer and mixture of experts of `model` for its quantised twin. Not those of `KEPT`, nor what
-    has memory already, being another model's (a shared head), nor what shares a parameter (a tied head)."""
-    shared = _shared(model)
+    has memory already, being another model's (a shared head), nor what shares a parameter (a tied head), nor those
+    whose weights are in `plain`."""
+    stays = _shared(model) | plain
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            twin = _twin(child, form)
-            fresh = all(p.is_meta and p not in shared for p in child.parameters())
-            if twin is not None and name not in KEPT[form.name] and fresh:
-                setattr(parent, name, twin)
+            weights = _weights(child)
+            if weights and name not in KEPT[form.name] and all(w.is_meta and w not in stays for w in weights):
+                setattr(parent, name, _twin(child, form))
 
 
-def _twin(module: nn.Module, form: Format) -> nn.Module | None:
+def _weights(module: nn.Module) -> list[nn.Parameter]:
+    """What of a module would be kept in codes."""
     if type(module) is MoE:
+        return [module.gate_up, module.down]
+    return [module.weight] if type(module) is Linear else []
+
+
+def _twin(module: nn.Module, form: Format) -> nn.Module:
+    if isinstance(module, MoE):
         twin = QuantMoE(form, module.sizes)
         twin.shared_experts, twin.gate = module.shared_experts, module.gate
         return twin
-    if type(module) is Linear:
-        out_features, in_features = module.weight.shape
-        return QuantLinear(form, in_features, out_features, module.bias is not None)
-    return None
+    assert isinstance(module, Linear)
+    out_features, in_features = module.weight.shape
+    return QuantLinear(form, in_features, out_features, module.bias is not None)
 
 
-def _shared(model: nn.Module) -> set[nn.Parameter]:
+def _shared(model: nn.Module) -> set[Tensor]:
     """Parameters that several modules hold."""
     held = Counter(p for _, p in model.named_parameters(remove_duplicate=False))
     return {p for p, times in held.items() if times > 1}

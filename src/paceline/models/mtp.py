@@ -104,7 +104,8 @@ class MTPDepth(nn.Module):
         return self._ends() if self.shares else {}
 
     def _ends(self) -> dict[str, Tensor]:
-        return {"embed_tokens.weight": self.embed_tokens.weight, "shared_head.head.weight": self.head.weight}
+        head = prefixed("shared_head.head.", dict(self.head.named_parameters()))
+        return {"embed_tokens.weight": self.embed_tokens.weight} | head
 
 
 class MTP(nn.Module):

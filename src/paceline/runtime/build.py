@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from paceline.checkpoint.dequant import read_as
 from paceline.checkpoint.draft import Draft
 from paceline.checkpoint.layouts import layout_of
 from paceline.checkpoint.load import load_weights
 from paceline.checkpoint.map import not_of_target
-from paceline.checkpoint.quantization import chosen_format, format_named
+from paceline.checkpoint.quantization import chosen_format, format_named, stays_plain
 from paceline.checkpoint.reader import Checkpoint
 from paceline.config import ModelConfig, dtype_from_name
 from paceline.errors import UserError
-from paceline.formats import Format
+from paceline.formats import Format, format_of
 from paceline.layers.quant import quantise_modules
 from paceline.models import build_model, build_mtp
 from paceline.models.decoder import DecoderModel
@@ -46,7 +46,8 @@ def load_target(
     if layout_of(checkpoint) != "original":
         raise UserError(f"{path} holds MTP modules alone: give it as draft model, and their own model as the model.")
     form = chosen_format(quantization, config.raw, device)
-    model = allocate(lambda: quantised(build_model(config), form), _dtype(dtype, config), device)
+    plain = stays_plain(form, config.raw, checkpoint)
+    model = allocate(lambda: quantised(build_model(config), form, plain), _dtype(dtype, config), device)
     model.form = form
     load_weights(model.weights(), checkpoint, ignored=lambda name: not_of_target(name, config))
     return _ready(model)
@@ -63,7 +64,12 @@ def load_mtp(
     draft, like = Draft(path, target.config), target.norm.weight
     config = replace(target.config, num_nextn_predict_layers=draft.num_modules)
     form = target.form if quantization is None else format_named(quantization)
-    mtp = allocate(lambda: quantised(build_mtp(config, target, num_modules), form), like.dtype, like.device)
+    stored_plain = stays_plain(form, ModelConfig.from_dir(path).raw, draft.checkpoint)
+
+    def make() -> MTP:
+        return quantised(build_mtp(config, target, num_modules), form, lambda name: stored_plain(draft.name(name)))
+
+    mtp = allocate(make, like.dtype, like.device)
     of_target, used = target.weights().keys(), len(mtp.depths)
     load_weights(
         {draft.name(name): view for name, view in mtp.weights().items()},
@@ -79,16 +85,24 @@ def _same_shared(draft: Draft, mtp: MTP) -> None:
     """Every copy of embedding and head in the draft's directory is a copy of the target's."""
     views = cast(MTPDepth, mtp.depths[0]).shared_weights()
     for name, part in draft.shared().items():
-        if part in views and not torch.equal(
-            read_as(draft.checkpoint, name, views[part].dtype)[0].to(views[part]), views[part]
-        ):
+        if part in views and not _is_copy(draft.checkpoint, name, views, part):
             raise UserError(f"Tensor {name} differs from the target's own, which its modules share: {WITHOUT_MTP}.")
 
 
-def quantised(model: M, form: Format | None) -> M:
-    """The same model, its layers swapped for those of a number format."""
+def _is_copy(checkpoint: Checkpoint, name: str, views: dict[str, Tensor], part: str) -> bool:
+    """Whether a stored tensor equals a part of the target; of codes the scales must too."""
+    (numbers, scale), form = read_as(checkpoint, name, views[part].dtype), format_of(views[part].dtype)
+    pairs = [(numbers, views[part])]
+    if scale is not None and form is not None:
+        pairs.append((scale, views[part + form.suffix]))
+    return all(torch.equal(stored.to(view), view) for stored, view in pairs)
+
+
+def quantised(model: M, form: Format | None, plain: Callable[[str], bool]) -> M:
+    """The same model, its layers swapped for those of a number format; without the weights whose name is `plain`."""
     if form is not None:
-        quantise_modules(model, form)
+        kept = [view for name, view in model.weights().items() if plain(name)]
+        quantise_modules(model, form, {view if view._base is None else view._base for view in kept})
     return model
 
 

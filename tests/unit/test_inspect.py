@@ -163,7 +163,7 @@ values = st.none() | st.booleans() | st.integers(-3, 9) | st.floats() | st.text(
 values |= st.lists(st.integers(0, 2), max_size=2) | st.dictionaries(st.sampled_from(["type", "factor"]), st.integers())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.dictionaries(st.sampled_from([*tiny_config(), "quantization_config", "rope_scaling"]), values, max_size=3))
 def test_no_config_breaks_it(tiny_model: Path, changes: dict[str, object]) -> None:
     """Whatever a stranger wrote into config.json, there is a report, or one sentence."""
@@ -173,6 +173,33 @@ def test_no_config_breaks_it(tiny_model: Path, changes: dict[str, object]) -> No
         (directory / "config.json").write_text(json.dumps(tiny_config() | changes))
         with contextlib.suppress(UserError):
             assert json.dumps(inspect(directory).to_dict())
+
+
+names = st.sampled_from([name for name, _, _ in maker.entries(maker.TINY)])
+places = st.sampled_from(["model.layers.1.mlp.experts.", "model.layers.2.", "model.norm.weight_scale", "x.experts."])
+names |= st.builds(str.__add__, places, st.sampled_from(["9" * 5000, "\u0663", "-1", "", "61.a", "."]))
+edits = st.none() | st.tuples(
+    st.sampled_from(["BF16", "F8_E4M3", "I8", "I32", "WHAT"]), st.lists(st.integers(0, 9), max_size=3)
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.dictionaries(names, edits, max_size=5), st.booleans(), st.integers(0, 3))
+def test_no_tensors_break_it(changes: dict[str, tuple[str, list[int]] | None], everything: bool, modules: int) -> None:
+    """Tensors that lack, are of any type and shape, or have odd names; with the others there, or alone."""
+    tensors = {name: (dtype, list(shape)) for name, dtype, shape in maker.entries(maker.TINY) if everything}
+    kept = {name: entry for name, entry in (tensors | changes).items() if entry is not None}
+    header, end = {}, 0
+    for name, (dtype, shape) in kept.items():
+        start, end = end, end + prod(shape) * {"BF16": 2, "F32": 4, "I32": 4}.get(dtype, 1)
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    with tempfile.TemporaryDirectory() as parent:
+        directory = Path(parent)
+        (directory / SINGLE).write_bytes(len(text).to_bytes(8, "little") + text + bytes(end))
+        config = maker.config_json(maker.TINY) | {"num_nextn_predict_layers": modules}
+        (directory / "config.json").write_text(json.dumps(config))
+        assert json.dumps(inspect(directory).to_dict())
 
 
 def test_fields_that_only_a_module_reads(tmp_path: Path) -> None:

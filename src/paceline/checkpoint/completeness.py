@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from paceline.checkpoint.facts import Facts
+from paceline.checkpoint.facts import Facts, expert_of
 from paceline.checkpoint.layouts import layout_name
 from paceline.checkpoint.map import not_of_target
 
@@ -75,8 +75,8 @@ def modules(facts: Facts) -> tuple[Module, ...]:
 
 def in_gap(facts: Facts, name: str) -> bool:
     """Whether a missing tensor is one of an expert that lacks whole."""
-    block, _, rest = name.partition(".experts.")
-    return block in facts.expert_gaps and int(rest.partition(".")[0]) in facts.expert_gaps[block]
+    block, number = expert_of(name)
+    return bool(number) and int(number) in facts.expert_gaps.get(block, ())
 
 
 def _difference(facts: Facts, views: Mapping[str, Tensor], left_over: Iterable[str]) -> Difference:

@@ -96,13 +96,12 @@ class Facts:
         How many there should be config.json says, else the largest number anywhere."""
         there: dict[str, set[str]] = {}
         for name in self.weights:
-            block, inside, rest = name.partition(".experts.")
-            if inside:
-                there.setdefault(block, set()).add(rest.partition(".")[0])
+            block, number = expert_of(name)
+            if number:
+                there.setdefault(block, set()).add(number)
         told = next((value for field in EXPERTS if isinstance(value := self.raw.get(field), int)), 0)
-        named = {int(number) for numbers in there.values() for number in numbers if number.isdecimal()} or {-1}
-        count = told or max(named) + 1
-        if count * len(there) > MAX_EXPERTS or named == {-1}:
+        count = told or max((int(number) for numbers in there.values() for number in numbers), default=-1) + 1
+        if count * len(there) > MAX_EXPERTS:
             return {}
         every = [str(number) for number in range(count)]
         gaps = {block: [int(number) for number in every if number not in found] for block, found in there.items()}
@@ -117,6 +116,15 @@ class Facts:
     def promised(self) -> int:
         """MTP modules that config.json names."""
         return self.config.num_nextn_predict_layers if self.config else 0
+
+
+def expert_of(name: str) -> tuple[str, str]:
+    """Name before `.experts.`, and the expert's number; of any other tensor there is no number.
+
+    Example: `model.layers.3.mlp.experts.7.up_proj.weight` is of ("model.layers.3.mlp", "7")."""
+    block, _, rest = name.partition(".experts.")
+    number = rest.partition(".")[0]
+    return block, number if number.isdecimal() and number.isascii() and len(number) < 8 else ""
 
 
 def gather(directory: Path) -> Facts:

@@ -63,7 +63,7 @@ def promised_modules(facts: Facts) -> Iterator[str]:
 def _promised_module(facts: Facts, depth: int) -> Iterator[str]:
     difference, of = of_module(facts, depth), f"MTP module {depth + 1} of {facts.promised}"
     missing = [name for name in difference.missing if not in_gap(facts, name)]
-    if not difference.found:
+    if missing and not difference.found and not difference.misshapen:
         yield f"{of} is promised by config.json, but all its tensors are missing, as {several(missing)}."
     elif missing:
         yield f"{of} lacks tensor {several(missing)}."

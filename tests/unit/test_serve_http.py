@@ -88,6 +88,15 @@ def test_the_openai_client_chats(client: openai.OpenAI) -> None:
     assert len({chunk.id for chunk in stream}) == 1
 
 
+def test_usage_in_every_chunk(server: Served) -> None:
+    """As guidellm asks for it: it grows, and ends as that of the whole answer."""
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    events = server.events(COMPLETIONS, {"prompt": PROMPT, "stream_options": options} | WARM)
+    counts = [event["usage"]["completion_tokens"] for event in events]
+    assert counts == sorted(counts) and len(set(counts)) > 2 and counts[-1] == WARM["max_tokens"]
+    assert not events[-1]["choices"] and all(event["choices"] for event in events[:-1])
+
+
 def test_the_openai_client_completes(client: openai.OpenAI, server: Served, llm: LLM) -> None:
     prompts = [PROMPT, "A dog"]
     ids = [llm.tokenizer.encode(prompt) for prompt in prompts]

@@ -9,6 +9,7 @@ from typing import Any
 from paceline.request import SpeculationStats
 from paceline.serve.generation import Answers
 from paceline.serve.messages import Finished
+from paceline.serve.protocol import StreamOptions
 from paceline.serve.text import Delta
 
 
@@ -60,6 +61,12 @@ class Usage:
             "prompt_tokens_details": {"cached_tokens": self._cached},
             "speculation": self._speculation(),
         }
+
+    def of_chunk(self, options: StreamOptions) -> dict[str, Any]:
+        """What each chunk of a stream says: nothing unless asked for, and null unless asked for in every chunk."""
+        if not options.include_usage:
+            return {}
+        return {"usage": self.as_dict() if options.continuous_usage_stats else None}
 
     def _speculation(self) -> dict[str, Any]:
         asked = {"drafter": self._jobs[0].drafter, "num_speculative_tokens": self._jobs[0].drafts}

@@ -62,11 +62,10 @@ async def _chunks(
     deltas: AsyncIterator[Delta], body: ChatBody, start: dict[str, Any], usage: Usage, tokenizer: Tokenizer
 ) -> AsyncIterator[dict[str, Any]]:
     """A chunk with the role for each answer, one for each delta that says something, and the usage if it is wanted."""
-    with_usage = body.stream_options is not None and body.stream_options.include_usage
-    start = start | ({"usage": None} if with_usage else {})
     for number in range(body.n):
         role = {"role": "assistant", "content": ""}
-        yield start | {"choices": [{"index": number, "delta": role, "logprobs": None, "finish_reason": None}]}
+        choice = {"index": number, "delta": role, "logprobs": None, "finish_reason": None}
+        yield start | {"choices": [choice]} | usage.of_chunk(body.stream_options)
     async for delta in deltas:
         if delta.text or delta.finished or body.logprobs:
             choice = {
@@ -74,6 +73,6 @@ async def _chunks(
                 "delta": {"content": delta.text} if delta.text else {},
                 "logprobs": _logprobs(delta, body, tokenizer),
             }
-            yield start | {"choices": [choice | end_fields(delta.finished)]}
-    if with_usage:
+            yield start | {"choices": [choice | end_fields(delta.finished)]} | usage.of_chunk(body.stream_options)
+    if body.stream_options.include_usage:
         yield start | {"choices": [], "usage": usage.as_dict()}

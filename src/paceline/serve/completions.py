@@ -103,14 +103,13 @@ async def _chunks(
     deltas: AsyncIterator[Delta], shape: _Shape, start: dict[str, Any], usage: Usage
 ) -> AsyncIterator[dict[str, Any]]:
     body = shape.body
-    with_usage = body.stream_options is not None and body.stream_options.include_usage
-    start = start | ({"usage": None} if with_usage else {})
     if body.echo:
         for number in range(len(shape.echoes) * body.n):
-            yield start | {"choices": [shape.choice(number, shape.echo(number), [], [], None)]}
+            choice = shape.choice(number, shape.echo(number), [], [], None)
+            yield start | {"choices": [choice]} | usage.of_chunk(body.stream_options)
     async for delta in deltas:
         if delta.text or delta.finished or body.logprobs is not None:
             choice = shape.choice(delta.index, delta.text, delta.tokens, delta.logprobs, delta.finished)
-            yield start | {"choices": [choice]}
-    if with_usage:
+            yield start | {"choices": [choice]} | usage.of_chunk(body.stream_options)
+    if body.stream_options.include_usage:
         yield start | {"choices": [], "usage": usage.as_dict()}

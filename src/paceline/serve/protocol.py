@@ -43,10 +43,11 @@ class Speculation(Body):
 
 
 class StreamOptions(Body):
-    """include_usage: a last chunk with the usage of the whole request."""
+    """include_usage: a last chunk with the usage of the whole request; continuous_usage_stats (vLLM's): beside that,
+    the usage so far in every chunk."""
 
     include_usage: bool = False
-    continuous_usage_stats: Literal[False] = False
+    continuous_usage_stats: bool = False
     include_obfuscation: Literal[False] = False
 
 
@@ -70,7 +71,7 @@ class GenerationBody(Body):
     min_tokens: int = 0
     n: int = 1
     stream: bool = False
-    stream_options: StreamOptions | None = None
+    stream_options: StreamOptions = StreamOptions()
     speculation: Speculation = Speculation()
 
 

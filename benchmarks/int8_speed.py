@@ -2,7 +2,7 @@
 
     python benchmarks/int8_speed.py [--shape dense|moe] [--tokens 32] [--prompt 16] [--repeats 5] [--threads N] [--json]
 
-dense: as Llama, 331 M parameters. moe: as DeepSeek-V3 (latent attention, 32 experts of which 4, a shared one), 702 M.
+dense: as Llama, 331 M parameters. moe: as DeepSeek-V3 (latent attention, 32 experts of which 4, a shared one), 656 M.
 The checkpoint is written to a temporary directory and loaded twice, once as it is and once with int8 weights. The two
 generate in turn, and who goes first alternates; the ratio is the median of the ratios within the rounds. Speed does
 not depend on what the weights are; what quantisation costs in quality is `quantised_loss.py`'s subject.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from paceline.checkpoint.quantization import announce, stored_format
 from paceline.checkpoint.quantize import plan_quantize, quantize
 from paceline.checkpoint.reader import INDEX, Checkpoint
 from paceline.checkpoint.writer import write_checkpoint
+from paceline.cli import main as cli
 from paceline.config import ModelConfig
 from paceline.errors import UserError
 from paceline.formats import FORMATS, FP8, INT8, Format
@@ -270,8 +272,6 @@ DAMAGE: dict[str, tuple[Callable[[dict[str, Tensor]], None], str]] = {
 def test_damaged_codes_are_refused(tiny_model: Path, form: Format, damage: str, tmp_path: Path) -> None:
     out = written(tiny_model, tmp_path / "out", form)
     change, sentence = DAMAGE[damage]
-    if (form, damage) == (FP8, "flat scale"):
-        pytest.skip("a scale of one column has two dimensions either way")
     tensors = load_file(out / "model.safetensors")
     change(tensors)
     save_file(tensors, out / "model.safetensors")
@@ -306,3 +306,35 @@ def test_a_weight_without_a_number_leaves_nothing_behind(tiny_model: Path, tmp_p
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
     with pytest.raises(UserError, match="not finite"):
         load_target(source, quantization="int8")
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *words: str | Path) -> int:
+    """A command line in this process, to its exit code."""
+    monkeypatch.setattr(sys, "argv", ["paceline", *map(str, words)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return int(ended.value.code or 0)
+
+
+def test_the_command_and_the_flags(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert run(monkeypatch, "quantize", tiny_model, out, "--quantization", "int8") == 0
+    assert "of int8 to" in capsys.readouterr().out
+    texts = []
+    for words in ((out,), (tiny_model, "--quantization", "int8", "--draft-quantization", "none")):
+        assert run(monkeypatch, "generate", PROMPT, "--raw", "--max-tokens", "12", "--model", *words) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] != "\n"
+    for words, sentence in (
+        (("quantize", tiny_model, out), "exists and is not empty"),
+        (("quantize", tiny_model, tmp_path / "o", "--quantization", "none"), "choose int8 or fp8"),
+        (("quantize", tiny_model, tmp_path / "o", "--quantization", "int4"), "is not known"),
+        (("quantize", tmp_path / "nothing", tmp_path / "o"), "There is no model directory"),
+        (("generate", PROMPT, "--draft-quantization", "int8", "--drafter", "ngram"), "belongs to --drafter mtp"),
+    ):
+        assert run(monkeypatch, *words) == 2
+        said = capsys.readouterr().err
+        assert sentence in said.replace("\n", " ") and "Traceback" not in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]

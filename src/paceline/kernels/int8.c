@@ -12,7 +12,13 @@
 #define INSIDE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 8")
 
-enum { ROWS = 6, OUTPUTS = 4, STEP = 32, AHEAD = 16384 /* bytes; measured: less leaves the memory idle */ };
+enum {
+    ROWS = 6,
+    OUTPUTS = 4,
+    STEP = 32,
+    AHEAD = 16384,  /* bytes; measured: less leaves the memory idle */
+    AT_ONCE = 1 << 18 /* numbers of x that stay in the cache while all weights pass by */
+};
 
 typedef __m512 sums;
 typedef __m512bh numbers;
@@ -74,9 +80,15 @@ INSIDE void column(const bf16 *x, const int8_t *weight, const float *scale, cons
  * x weight^T * scale + bias, for the outputs begin .. end - 1. */
 void int8_linear(const bf16 *x, const int8_t *weight, const float *scale, const bf16 *bias, bf16 *out, long rows, long inputs,
                  long outputs, long begin, long end) {
-    long n = begin;
-    for (; n + OUTPUTS <= end; n += OUTPUTS)
-        column(x, weight + n * inputs, scale + n, bias ? bias + n : 0, out + n, rows, inputs, outputs, OUTPUTS);
-    for (; n < end; n++) column(x, weight + n * inputs, scale + n, bias ? bias + n : 0, out + n, rows, inputs, outputs, 1);
+    long most = AT_ONCE / inputs / ROWS * ROWS, count;
+    for (long r = 0; r < rows; r += count, x += count * inputs, out += count * outputs) {
+        count = most < ROWS ? ROWS : most;
+        count = count < rows - r ? count : rows - r;
+        long n = begin;
+        for (; n + OUTPUTS <= end; n += OUTPUTS)
+            column(x, weight + n * inputs, scale + n, bias ? bias + n : 0, out + n, count, inputs, outputs, OUTPUTS);
+        for (; n < end; n++)
+            column(x, weight + n * inputs, scale + n, bias ? bias + n : 0, out + n, count, inputs, outputs, 1);
+    }
 }
 #endif

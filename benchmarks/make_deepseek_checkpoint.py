@@ -172,8 +172,8 @@ def size_of(entry: Entry) -> int:
 class Numbers:
     """Bytes for a tensor, the same ones for the same name: finite numbers of a plausible size."""
 
-    def __init__(self, seed: int = 0) -> None:
-        random = torch.Generator().manual_seed(seed)
+    def __init__(self) -> None:
+        random = torch.Generator().manual_seed(0)
         fp8 = torch.randn(POOL, generator=random).mul_(100).clamp_(-448, 448).to(torch.float8_e4m3fn)
         bf16 = torch.randn(POOL, generator=random).mul_(0.02).to(torch.bfloat16)
         f32 = torch.rand(POOL, generator=random).add_(0.5).mul_(1e-4)
@@ -206,7 +206,8 @@ def split(tensors: list[Entry], shards: int) -> list[list[Entry]]:
     return parts
 
 
-def write_shard(file: Path, tensors: list[Entry], numbers: Numbers) -> None:
+def write_shard(file: Path, tensors: list[Entry], numbers: Numbers | None) -> None:
+    """numbers None: zeros, as a hole in the file."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, dtype, shape in tensors:
@@ -216,15 +217,18 @@ def write_shard(file: Path, tensors: list[Entry], numbers: Numbers) -> None:
     text += b" " * (-len(text) % 8)
     with file.open("wb") as out:
         out.write(len(text).to_bytes(8, "little") + text)
-        for entry in tensors:
+        for entry in tensors if numbers is not None else ():
             for piece in numbers.pieces(entry):
                 out.write(piece)
+        out.truncate(8 + len(text) + end)
 
 
-def make_checkpoint(directory: Path, sizes: Sizes, shards: int = 163, seed: int = 0) -> Path:
-    """Writes the directory: shards, index, config.json, and the small files that stand beside them."""
+def make_checkpoint(directory: Path, sizes: Sizes, shards: int = 163, *, hollow: bool = False) -> Path:
+    """Writes the directory: shards, index, config.json, and the small files that stand beside them.
+
+    hollow: all numbers are 0 and take no room where files may have holes, whatever the sizes."""
     directory.mkdir(parents=True)
-    numbers, tensors = Numbers(seed), list(entries(sizes))
+    numbers, tensors = None if hollow else Numbers(), list(entries(sizes))
     weight_map = {}
     for number, part in enumerate(split(tensors, shards), 1):
         file = f"model-{number:05d}-of-{shards:06d}.safetensors"
@@ -245,11 +249,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--shards", type=int, default=163)
+    parser.add_argument("--hollow", action="store_true", help="zeros that take no room on the disk")
     for name, default in asdict(Sizes()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
     given = vars(parser.parse_args())
-    directory, shards = given.pop("out"), given.pop("shards")
-    make_checkpoint(directory, Sizes(**given), shards)
+    directory, shards, hollow = (given.pop(name) for name in ("out", "shards", "hollow"))
+    make_checkpoint(directory, Sizes(**given), shards, hollow=hollow)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -54,8 +53,8 @@ def texts_of(tokenizer: Tokenizer, context: int, data: Path | None, limit: int) 
     if data is None:
         contents = [prompt.content for prompt in heldout_prompts()[:limit]]
     else:
-        lines = [line for file in sorted(data.glob("*.jsonl")) for line in islice(file.open(encoding="utf-8"), limit)]
-        contents = [json.loads(line)["messages"] for line in lines]
+        files = [file.read_text(encoding="utf-8").split("\n") for file in sorted(data.glob("*.jsonl"))]
+        contents = [json.loads(line)["messages"] for lines in files for line in lines[:limit] if line]
     for content in contents:
         ids = tokenizer.encode(content) if isinstance(content, str) else tokenizer.apply_chat_template(content)
         if len(ids) > 1:

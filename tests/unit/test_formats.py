@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from paceline.checkpoint import dequant
 from paceline.formats import BLOCK, FORMATS, FP8, INT8, Format, by_column, format_of, owner, spread_rows, widen
 
 SIZES = st.sampled_from([1, 2, 31, 127, 128, 129, 200, 300])
@@ -71,6 +72,14 @@ def test_what_is_not_finite_shows_in_the_scale(form: Format, bad: float) -> None
     weight = draw(130, 140, 0)
     weight[129, 139] = bad
     assert not form.quantise(weight)[1].isfinite().all()
+
+
+@pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
+def test_slab_by_slab_is_all_at_once(form: Format, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = draw(400, 70, 1)
+    monkeypatch.setattr(dequant, "SLAB", 1)
+    for found, expected in zip(dequant.quantised(weight, form, "x"), form.quantise(weight), strict=True):
+        assert found.dtype == expected.dtype and torch.equal(found.float(), expected.float())
 
 
 def test_every_fp8_code_widens_exactly() -> None:

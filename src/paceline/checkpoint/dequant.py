@@ -9,6 +9,7 @@ from paceline.checkpoint.reader import DTYPES, Checkpoint
 from paceline.errors import UserError
 from paceline.formats import BLOCK, FP8, INT8, Format, format_of, widen
 
+SLAB = 1 << 24  # numbers that are quantised at a time
 SCALE = FP8.suffix  # `X.weight` of FP8 has its scales in `X.weight_scale_inv`
 
 
@@ -59,8 +60,12 @@ def read_as(checkpoint: Checkpoint, name: str, dtype: torch.dtype) -> tuple[Tens
 
 
 def quantised(weight: Tensor, form: Format, name: str) -> tuple[Tensor, Tensor]:
-    """Codes and scales as a file holds them. Raises UserError that tells `name` for numbers that are not finite."""
-    codes, scale = form.quantise(weight)
+    """Codes and scales as a file holds them. Raises UserError that tells `name` for numbers that are not finite.
+
+    By slabs of whole rows of blocks: what is in float32 on the way is small beside the weight."""
+    rows = max(1, SLAB // weight.shape[1] // BLOCK) * BLOCK
+    parts = [form.quantise(slab) for slab in weight.split(rows)]
+    codes, scale = (torch.cat(part) for part in zip(*parts, strict=True))
     if not scale.isfinite().all():
         raise UserError(f"Tensor {name} holds numbers that are not finite and cannot be quantised: use other weights.")
     return codes, scale

@@ -198,6 +198,7 @@ def _output(prompt: Prompt, job: list[Request], texts: dict[str, str]) -> Reques
         None if is_ids(prompt) else cast(str | Messages, prompt),
         job[0].tokens[: job[0].num_prompt],
         [CompletionOutput.of(index, request, texts[request.id]) for index, request in enumerate(job)],
+        None if job[0].params.prompt_logprobs is None else [None, *job[0].prompt_logprobs],
     )
 
 

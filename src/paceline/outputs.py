@@ -68,11 +68,14 @@ class CompletionOutput:
 
 @dataclass(frozen=True)
 class RequestOutput:
-    """All answers to one prompt, `params.n` of them. `prompt` is as it was given; None when it was token ids."""
+    """All answers to one prompt, `params.n` of them. `prompt` is as it was given; None when it was token ids.
+
+    `prompt_logprobs`, when asked for: one {token: log-probability} a token of the prompt, None for the first one."""
 
     prompt: str | list[dict[str, str]] | None
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]
+    prompt_logprobs: list[dict[int, float] | None] | None = None
 
 
 @dataclass(frozen=True)

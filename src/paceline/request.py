@@ -19,8 +19,9 @@ class SamplingParams:
 
     `temperature` 0 is greedy. `top_k` 0 or -1, `top_p` 1 and `min_p` 0 are off. `seed` None draws a fresh one, and the
     output tells it. `logprobs` is the number of top alternatives to report beside the chosen token (0: only the chosen
-    one). One stop string may stand for a tuple of them, and any sequence for a tuple; `logit_bias` maps token ids to
-    what is added to their logits (-inf forbids). Raises `UserError` for a value out of range.
+    one), `prompt_logprobs` the same for the prompt's tokens. One stop string may stand for a tuple of them, and any
+    sequence for a tuple; `logit_bias` maps token ids to what is added to their logits (-inf forbids). Raises
+    `UserError` for a value out of range.
     """
 
     temperature: float = 0.0
@@ -39,6 +40,7 @@ class SamplingParams:
     min_tokens: int = 0
     n: int = 1
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
@@ -60,6 +62,10 @@ class SamplingParams:
             (0 <= self.min_tokens <= self.max_tokens, "min_tokens must lie between 0 and max_tokens"),
             (1 <= self.n <= 128, "n must lie between 1 and 128"),
             (self.logprobs is None or 0 <= self.logprobs <= 20, "logprobs must lie between 0 and 20"),
+            (
+                self.prompt_logprobs is None or 0 <= self.prompt_logprobs <= 20,
+                "prompt_logprobs must lie between 0 and 20",
+            ),
             (all(self.stop), "stop strings must not be empty"),
         )
         for good, sentence in checks:
@@ -140,6 +146,7 @@ class Request:
     `cached` of them have been read. `blocks` is the block table; `row` is this request's row in every per-request
     tensor (-1 while it waits).
     `origins[i]` tells who wrote generated token i: 0 the target, d > 0 an accepted draft of depth d.
+    `prompt_logprobs[i]` is about token i + 1 of the prompt: the first one follows nothing.
     """
 
     id: str
@@ -154,6 +161,7 @@ class Request:
     finish_reason: str | None = None
     origins: list[int] = field(default_factory=list)
     logprobs: list[dict[int, float]] = field(default_factory=list)
+    prompt_logprobs: list[dict[int, float]] = field(default_factory=list)
     stats: SpeculationStats = field(default_factory=SpeculationStats)
     arrival: float = 0.0
     first_token_time: float | None = None

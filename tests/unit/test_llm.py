@@ -31,6 +31,28 @@ def test_outputs_are_consistent(llm: LLM) -> None:
             assert answer.timing.tokens_per_second > 0 and answer.timing.ttft_ms > 0
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"max_num_seqs": 2, "max_num_batched_tokens": 5}, {"block_size": 4, "num_blocks": 10, "max_model_len": 32}],
+)
+def test_the_prompts_own_logprobs(llm: LLM, options: dict[str, int]) -> None:
+    """To the last bit those of generating each of its tokens; in chunks, after prefix hits and preemption as well."""
+    other = llm.with_options(**options)
+    texts = ("the quick brown fox jumps over", "one two three four five six")
+    prompts = [(llm.tokenizer.encode(text) * 3)[:14] for text in texts]
+    params = SamplingParams(max_tokens=12, ignore_eos=True, prompt_logprobs=2)
+    first, again = other.generate(prompts, params), other.generate(prompts, params)
+    assert any(result.outputs[0].preemptions for result in first) == ("num_blocks" in options)
+    for prompt, result, repeated in zip(prompts, first, again, strict=True):
+        assert result.prompt_logprobs == repeated.prompt_logprobs and result.prompt_logprobs is not None
+        assert len(result.prompt_logprobs) == len(prompt) and result.prompt_logprobs[0] is None
+        for place in range(1, len(prompt)):
+            forced = SamplingParams(max_tokens=1, logprobs=2, logit_bias={prompt[place]: 1e9})
+            (row,) = llm.generate([prompt[:place]], forced)[0].outputs[0].logprobs or []
+            assert row == result.prompt_logprobs[place]
+    assert llm.generate(prompts[0], WARM)[0].prompt_logprobs is None
+
+
 def test_kinds_of_prompts(llm: LLM) -> None:
     """Text, its ids, and a chat: the ids are what counts."""
     messages = [{"role": "user", "content": "one two"}]

@@ -13,9 +13,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.main import get_command
 
+from paceline.cli.main import app as cli
+from paceline.cli.serve import SERVER
 from paceline.errors import UserError
 from paceline.request import SamplingParams, SpeculationStats
+from paceline.serve import app, chat, completions, tokenize
 from paceline.serve.channel import Channel
 from paceline.serve.client import EngineClient
 from paceline.serve.errors import ApiError
@@ -23,6 +27,7 @@ from paceline.serve.job import Job
 from paceline.serve.logprobs import LEAST, completion_logprobs
 from paceline.serve.messages import Add, Finished, Piece, Ready, Step, from_engine, to_engine, to_line
 from paceline.serve.metrics import Metrics
+from paceline.serve.protocol import ChatBody, CompletionBody
 from paceline.serve.settings import ServerSettings
 from paceline.serve.text import AnswerText
 from paceline.tokenizer import Tokenizer
@@ -34,6 +39,7 @@ FACTS = Ready(
 # An engine that does to each job what its first prompt token says.
 ENGINE = """
 import os, sys
+from paceline.serve import app, chat, completions, tokenize
 from paceline.serve.channel import Channel
 from paceline.serve.messages import *
 from paceline.request import SpeculationStats
@@ -207,3 +213,20 @@ def test_what_has_no_probability_is_still_json(tiny_tokens: Tokenizer) -> None:
 def test_settings_refuse(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError):
         ServerSettings(**wrong)
+
+
+def test_the_documentation_names_every_route_and_flag() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+    routes = [
+        route.path for part in (app.router, chat.router, completions.router, tokenize.router) for route in part.routes
+    ]  # type: ignore[attr-defined]
+    flags = [
+        flag
+        for each in get_command(cli).commands["serve"].params
+        for flag in each.opts
+        if each.rich_help_panel == SERVER
+    ]  # type: ignore[attr-defined]
+    assert len(routes) > 8 and len(flags) > 7
+    assert not [name for name in (*routes, *flags) if name.replace("{name:path}", "").rstrip("/") not in page]
+    fields = {*ChatBody.model_fields, *CompletionBody.model_fields} - {"model", "best_of", "prompt", "messages"}
+    assert not [name for name in fields if name not in page]

@@ -174,6 +174,28 @@ def test_echo_and_logit_bias(server: Served, llm: LLM) -> None:
     assert text_of(server, logit_bias={str(only): 1e9}, max_tokens=3) == llm.tokenizer.decode([only] * 3)
 
 
+def test_what_lm_eval_asks_for(server: Served, llm: LLM) -> None:
+    """The log-probabilities of a context's continuation: prompts of ids, echoed with theirs, and one token more."""
+    ids = [llm.tokenizer.encode(text) for text in (PROMPT, "A dog barks at the moon")]
+    body = {"model": "default", "prompt": ids, "max_tokens": 1, "logprobs": 1, "seed": 1234, "echo": True}
+    expected = llm.generate(ids, SamplingParams(max_tokens=1, prompt_logprobs=1))
+    for stream in (False, True):
+        if stream:
+            choices = [event["choices"][0] for event in server.events(COMPLETIONS, body | {"temperature": 0})]
+        else:
+            choices = server.answer(COMPLETIONS, body | {"temperature": 0})["choices"]
+        for choice, result in zip(sorted(choices, key=lambda choice: int(choice["index"])), expected, strict=True):
+            found, prompt, rows = choice["logprobs"], result.prompt_token_ids, result.prompt_logprobs or []
+            assert len(found["tokens"]) == len(prompt) + 1 and choice["text"] == "".join(
+                llm.tokenizer.decode(prompt + result.outputs[0].token_ids)
+            )
+            values = [row and row[token] for token, row in zip(prompt, rows, strict=True)]
+            assert found["token_logprobs"][:-1] == values and values[0] is None is found["top_logprobs"][0]
+            assert all(
+                max(top.values()) >= value for top, value in zip(found["top_logprobs"][1:], values[1:], strict=False)
+            )
+
+
 def test_paddlenlp_requests(server: Served) -> None:
     """A bare text as a chat, and the path of a client whose base URL ends in /v1/chat/completions."""
     asked = {"model": "default", "text": MESSAGES[0]["content"]} | WARM
@@ -242,7 +264,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     (COMPLETIONS, {"prompt": "a", "logit_bias": {"99999": 1}}, "logit_bias"),
     (COMPLETIONS, {"prompt": "a", "seed": -5}, "seed"),
     (COMPLETIONS, {"prompt": "a", "suffix": "b"}, "suffix"),
-    (COMPLETIONS, {"prompt": "a", "echo": True, "logprobs": 1}, "echo"),
+    (COMPLETIONS, {"prompt": "a", "echo": True, "logprobs": 21}, "logprobs"),
     (COMPLETIONS, {"prompt": "a", "best_of": 3}, "best_of"),
     (COMPLETIONS, {"prompt": "a", "guided_regex": "a+"}, "guided_regex"),
     (COMPLETIONS, {"prompt": "a", "temprature": 1}, "temprature"),

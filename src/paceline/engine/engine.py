@@ -14,6 +14,7 @@ from paceline.engine.admit import Limits, make_requests
 from paceline.engine.assemble import accepted_slots, assemble, offered, seen
 from paceline.engine.canary import Canary
 from paceline.engine.plan import StepOutput
+from paceline.engine.prompt_logprobs import score_prompts
 from paceline.engine.scheduler import Scheduler
 from paceline.engine.stats import EngineStats
 from paceline.engine.stop import Decoder, Ending, TextStream
@@ -110,6 +111,7 @@ class Engine:
         lap("assemble")
         hidden = self.target(batch)
         logits = self.target.logits(hidden[batch.take]) if plan.verified else None
+        score_prompts(plan, batch, hidden, self.target.logits)
         lap("target")
         verdict = self.verify(proposal, logits, plan.verified) if logits is not None else Verdict([], [])
         if batch.tree is not None:

@@ -143,8 +143,9 @@ class Scheduler:
     def _admit(self, request: Request) -> bool:
         """Gives the request a row and blocks for all its tokens, unless it has to wait."""
         allocator, tokens = self.allocator, request.tokens
-        hits = allocator.match(tokens)
-        if self._soon_known(tokens, len(hits) * allocator.block_size):
+        scored = request.params.prompt_logprobs is not None  # then every token has to be read, known or not
+        hits = [] if scored else allocator.match(tokens)
+        if not scored and self._soon_known(tokens, len(hits) * allocator.block_size):
             return False
         wanted = -(-len(tokens) // allocator.block_size) - len(hits)
         # One block is left to each of those that run; without it the newcomer would soon be preempted.

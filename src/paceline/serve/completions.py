@@ -9,11 +9,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 
-from paceline.serve.answers import Usage, collect, counted, end_fields
+from paceline.serve.answers import Usage, Whole, collect, counted, end_fields
 from paceline.serve.errors import ApiError
 from paceline.serve.generation import Answers, draft_length, sampling_params
 from paceline.serve.logprobs import completion_logprobs
-from paceline.serve.messages import Finished
 from paceline.serve.protocol import CompletionBody
 from paceline.serve.state import State, head, state_of
 from paceline.serve.stream import EventStream, begun, unless_gone
@@ -31,19 +30,17 @@ router = APIRouter()
 async def completions(body: CompletionBody, request: Request, state: Annotated[State, Depends(state_of)]) -> Response:
     model = state.model_name(body.model)
     prompts = await _encoded(body, state)
-    params = sampling_params(body, MAX_TOKENS if body.max_tokens is None else body.max_tokens, body.logprobs)
+    max_tokens = MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    params = sampling_params(body, max_tokens, body.logprobs, body.logprobs if body.echo else None)
     drafts = draft_length(body.speculation, state.client.facts)
     echoes = await _echoes(body, prompts, state)
     answers = Answers.submit(state.client, state.tokenizer, prompts, params, drafts)
     usage = Usage(answers)
     deltas = counted(answers.deltas(), usage)
-    start, shape = head("text_completion", "cmpl", model), _Shape(body, echoes, state.tokenizer)
+    start, shape = head("text_completion", "cmpl", model), _Shape(body, prompts, echoes, state.tokenizer)
     if not body.stream:
         wholes = await unless_gone(request, collect(deltas, len(prompts) * body.n))
-        choices = [
-            shape.choice(number, shape.echo(number) + whole.text, whole.tokens, whole.logprobs, whole.finished)
-            for number, whole in enumerate(wholes)
-        ]
+        choices = [shape.choice(number, whole) for number, whole in enumerate(wholes)]
         return JSONResponse(start | {"choices": choices, "usage": usage.as_dict()})
     return EventStream(_chunks(await unless_gone(request, begun(deltas)), shape, start, usage), answers.abort)
 
@@ -76,40 +73,38 @@ async def _echoes(body: CompletionBody, prompts: list[list[int]], state: State) 
 
 @dataclass
 class _Shape:
-    """How choices look. `offsets`: where the text of a choice's next token begins."""
+    """How choices look. A choice begins with its prompt where that is to be echoed."""
 
     body: CompletionBody
+    prompts: list[list[int]]
     echoes: list[str]
     tokenizer: Tokenizer
 
     def __post_init__(self) -> None:
-        self._offsets = [0] * (len(self.echoes) * self.body.n)
+        self._offsets: dict[int, int] = {}  # of choices that have begun: where the text of the next token begins
 
-    def echo(self, number: int) -> str:
-        return self.echoes[number // self.body.n]
-
-    def choice(
-        self, number: int, text: str, tokens: list[int], rows: list[dict[int, float]], finished: Finished | None
-    ) -> dict[str, Any]:
-        logprobs = None
+    def choice(self, number: int, part: Delta | Whole) -> dict[str, Any]:
+        text, tokens = part.text, part.tokens
+        rows: list[dict[int, float] | None] = [*part.logprobs]
+        if self.body.echo and number not in self._offsets:
+            owner = number // self.body.n
+            text, tokens = self.echoes[owner] + text, self.prompts[owner] + tokens
+            rows = [None, *part.prompt_logprobs, *rows]
+        offset, logprobs = self._offsets.setdefault(number, 0), None
         if self.body.logprobs is not None:
             logprobs, self._offsets[number] = completion_logprobs(
-                tokens, rows, self.body.logprobs, self.tokenizer, self._offsets[number]
+                tokens, rows, self.body.logprobs, self.tokenizer, offset
             )
-        return {"index": number, "text": text, "logprobs": logprobs} | end_fields(finished)
+        return {"index": number, "text": text, "logprobs": logprobs} | end_fields(part.finished)
 
 
 async def _chunks(
     deltas: AsyncIterator[Delta], shape: _Shape, start: dict[str, Any], usage: Usage
 ) -> AsyncIterator[dict[str, Any]]:
-    body = shape.body
-    if body.echo:
-        for number in range(len(shape.echoes) * body.n):
-            choice = shape.choice(number, shape.echo(number), [], [], None)
-            yield start | {"choices": [choice]} | usage.of_chunk(body.stream_options)
+    options = shape.body.stream_options
     async for delta in deltas:
-        if delta.text or delta.finished or body.logprobs is not None:
-            choice = shape.choice(delta.index, delta.text, delta.tokens, delta.logprobs, delta.finished)
-            yield start | {"choices": [choice]} | usage.of_chunk(body.stream_options)
-    if body.stream_options.include_usage:
+        choice = shape.choice(delta.index, delta)
+        if choice["text"] or choice["logprobs"] or delta.finished:
+            yield start | {"choices": [choice]} | usage.of_chunk(options)
+    if options.include_usage:
         yield start | {"choices": [], "usage": usage.as_dict()}

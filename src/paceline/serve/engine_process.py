@@ -78,6 +78,7 @@ class Worker:
     def _piece(self, output: StepOutput) -> Piece:
         request, new = output.request, len(output.tokens)
         (job, index), ended = self._answers[request.id], request.finish_reason is not None
+        scored = request.params.prompt_logprobs is not None and len(request.generated) == new
         if ended:
             del self._answers[request.id]
         return Piece(
@@ -86,6 +87,7 @@ class Worker:
             tokens=output.tokens,
             origins=request.origins[len(request.origins) - new :],
             logprobs=None if request.params.logprobs is None else request.logprobs[len(request.logprobs) - new :],
+            prompt_logprobs=request.prompt_logprobs if scored else None,
             finished=_finished(request) if ended else None,
         )
 

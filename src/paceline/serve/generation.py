@@ -32,7 +32,9 @@ SAME = (
 )
 
 
-def sampling_params(body: GenerationBody, max_tokens: int, logprobs: int | None) -> SamplingParams:
+def sampling_params(
+    body: GenerationBody, max_tokens: int, logprobs: int | None, prompt_logprobs: int | None = None
+) -> SamplingParams:
     """Raises `UserError` for a value out of range."""
     bias: dict[int, float] = {}
     for token, value in body.logit_bias.items():
@@ -46,6 +48,7 @@ def sampling_params(body: GenerationBody, max_tokens: int, logprobs: int | None)
         stop_token_ids=body.stop_token_ids,
         max_tokens=max_tokens,
         logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
     )
 
 

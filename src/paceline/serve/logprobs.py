@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import inf
 from typing import Any
 
@@ -9,10 +10,8 @@ from paceline.tokenizer import HELD_BACK, Tokenizer
 
 LEAST = -9999.0  # JSON has no minus infinity; vLLM writes this
 
-Rows = list[dict[int, float]]
 
-
-def chat_logprobs(tokens: list[int], rows: Rows, top: int, tokenizer: Tokenizer) -> dict[str, Any]:
+def chat_logprobs(tokens: list[int], rows: list[dict[int, float]], top: int, tokenizer: Tokenizer) -> dict[str, Any]:
     """`rows[i]`: of token i and of the `top` likeliest in its place, token to log-probability."""
     content = [
         _entry(token, row[token], tokenizer)
@@ -33,21 +32,28 @@ def _entry(token: int, value: float, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def completion_logprobs(
-    tokens: list[int], rows: Rows, top: int, tokenizer: Tokenizer, offset: int = 0
+    tokens: list[int], rows: Sequence[dict[int, float] | None], top: int, tokenizer: Tokenizer, offset: int = 0
 ) -> tuple[dict[str, Any], int]:
-    """OpenAI's parallel lists, and where the next token's text begins. offset: where that of the first one does."""
+    """OpenAI's parallel lists, and where the next token's text begins. offset: where that of the first one does.
+
+    A row None is that of a prompt's first token, which follows nothing. A special token is no part of the text."""
     texts = [tokenizer.token(token) for token in tokens]
     offsets = [offset]
-    for text in texts:
-        offsets.append(offsets[-1] + len(text))
-    likeliest = [{tokenizer.token(t): max(v, LEAST) for t, v in reversed(_likeliest(row, top))} for row in rows]
-    values = [max(row[token], LEAST) for token, row in zip(tokens, rows, strict=True)]
+    for token, text in zip(tokens, texts, strict=True):
+        offsets.append(offsets[-1] + (0 if token in tokenizer.special_ids else len(text)))
+    pairs = list(zip(tokens, rows, strict=True))
     return {
         "tokens": texts,
-        "token_logprobs": values,
-        "top_logprobs": [{**best, text: value} for best, text, value in zip(likeliest, texts, values, strict=True)],
+        "token_logprobs": [None if row is None else max(row[token], LEAST) for token, row in pairs],
+        "top_logprobs": [None if row is None else _by_text(token, row, top, tokenizer) for token, row in pairs],
         "text_offset": offsets[:-1],
     }, offsets[-1]
+
+
+def _by_text(token: int, row: dict[int, float], top: int, tokenizer: Tokenizer) -> dict[str, float]:
+    """The likeliest tokens and the one that came. Of tokens with the same text that one counts, else the likeliest."""
+    best = {tokenizer.token(other): max(value, LEAST) for other, value in reversed(_likeliest(row, top))}
+    return best | {tokenizer.token(token): max(row[token], LEAST)}
 
 
 def _likeliest(row: dict[int, float], top: int) -> list[tuple[int, float]]:

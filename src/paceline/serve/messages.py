@@ -79,13 +79,16 @@ class Finished(_Message):
 
 
 class Piece(_Message):
-    """What a step added to answer `index` of a job. origins as in `Request`; logprobs: a row a token, if asked for."""
+    """What a step added to answer `index` of a job. origins as in `Request`; logprobs: a row a token, if asked for.
+
+    prompt_logprobs, if asked for, with the first piece: a row for each token of the prompt but the first one."""
 
     job: str
     index: int
     tokens: list[int]
     origins: list[int]
     logprobs: list[dict[int, float]] | None = None
+    prompt_logprobs: list[dict[int, float]] | None = None
     finished: Finished | None = None
 
 

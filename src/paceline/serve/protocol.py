@@ -134,8 +134,6 @@ class CompletionBody(GenerationBody):
     def _can_be_done(self) -> CompletionBody:
         if self.best_of not in (None, self.n):
             raise ValueError("best_of is not supported; leave it out, and ask for n answers")
-        if self.echo and self.logprobs is not None:
-            raise ValueError("echo with logprobs is not supported yet; leave one of them out")
         return self
 
 

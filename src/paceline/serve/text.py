@@ -13,12 +13,15 @@ from paceline.tokenizer import IncrementalDecoder, Tokenizer
 
 @dataclass(frozen=True)
 class Delta:
-    """What is new in answer `index`: `text` is certain, never half a character and never beyond a stop string."""
+    """What is new in answer `index`: `text` is certain, never half a character and never beyond a stop string.
+
+    prompt_logprobs: as in `Piece`, of the first delta; empty in the others."""
 
     index: int
     text: str
     tokens: list[int]
     logprobs: list[dict[int, float]]
+    prompt_logprobs: list[dict[int, float]]
     finished: Finished | None
 
 
@@ -43,4 +46,4 @@ class AnswerText:
         finished = pieces[-1].finished
         if finished is not None:
             self._stream.close()
-        return Delta(self._index, self._stream.take(), tokens, logprobs, finished)
+        return Delta(self._index, self._stream.take(), tokens, logprobs, pieces[0].prompt_logprobs or [], finished)

@@ -244,6 +244,10 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     (CHAT, {"messages": MESSAGES, "tools": [{"type": "function"}]}, "tools"),
     (CHAT, {"messages": MESSAGES, "response_format": {"type": "json_object"}}, "response_format"),
     (CHAT, {"messages": MESSAGES, "chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
+    (CHAT, {"messages": MESSAGES, "chat_template_kwargs": {"self": 1}}, "chat_template_kwargs"),
+    (CHAT, {"messages": [{"role": "user"}]}, "content"),
+    (CHAT, {"messages": [{"role": "user", "content": "a", "metadata": {}}]}, "metadata"),
+    (CHAT, {"messages": [{"role": "assistant", "content": "a", "tool_calls": [{}]}]}, "tool_calls"),
     (COMPLETIONS, {}, "prompt"),
     (COMPLETIONS, {"prompt": ""}, "empty"),
     (COMPLETIONS, {"prompt": []}, "empty"),
@@ -348,6 +352,13 @@ def test_no_value_of_a_field_breaks_the_server(server: Served, data: st.DataObje
     assert response.status_code in (200, 400, 404), response.text
     if response.status_code != 200:
         assert response.json()["error"]["message"].endswith(".")
+
+
+def test_an_answer_can_be_sent_back(server: Served) -> None:
+    """As clients do, with all fields of the message that they got."""
+    answer = {"role": "assistant", "content": "Hi.", "refusal": None, "annotations": [], "tool_calls": None}
+    body = {"messages": [*MESSAGES, answer, *MESSAGES], "max_tokens": 2}
+    assert server.answer(CHAT, body)["usage"]["completion_tokens"] <= 2
 
 
 def test_metrics_add_up(server: Served) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Annotated, Any
 
 import typer
 
 from paceline.cli import options as opt
-from paceline.errors import UserError
+from paceline.errors import PacelineWarning, UserError
 
 SERVER = "Server"
 KEY_VARIABLE = "PACELINE_API_KEY"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def _option(*flags: str, **settings: Any) -> Any:
@@ -79,6 +81,8 @@ def serve(
         log_requests=not no_request_log,
         options=opt.model_options(given) | opt.engine_options(given),
     )
+    if not settings.api_keys and host not in LOOPBACK:
+        warnings.warn(f"whoever reaches {host} may use this server; --api-key KEY keeps it closed", PacelineWarning, 2)
     run(resolve_model(name), settings)
 
 

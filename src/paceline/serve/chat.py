@@ -37,6 +37,7 @@ async def chat(body: ChatBody, request: Request, state: Annotated[State, Depends
 
 
 async def _submit(body: ChatBody, state: State) -> Answers:
+    state.client.check_room(1)  # before any work
     messages = body.messages or [Message(role="user", content=body.text or "")]
     prompt = await state.encode_chat(messages, body.chat_template_kwargs, body.add_generation_prompt)
     asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from itertools import count
 from typing import Any
 
@@ -94,9 +93,8 @@ class EngineClient:
     def submit(self, prompt: list[int], params: SamplingParams, drafts: int) -> Job:
         """Hands a job over, with at most `drafts` tokens drafted at a time.
 
-        Raises `ApiError` as `check_room` does; what the engine says of the job comes with its pieces.
-
-        Whoever leaves a job before its end must `abort` it."""
+        Whoever leaves it before its end must `abort` it. Raises `ApiError` as `check_room` does; what the engine says
+        of the job comes with its pieces."""
         self.check_room(params.n)
         drafter = self.facts.drafter if drafts else "none"
         job = Job(f"job-{next(self._names)}", prompt, params, drafter, drafts)
@@ -164,15 +162,19 @@ class EngineClient:
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
             self._watcher.restarted()
-            with suppress(ValueError, OSError):  # `UserError` and what is not a message are among them
+            try:
                 await self._launch()
                 log("engine_ready")
+            except Exception as error:  # whatever it was, the next attempt may go better
+                log("engine_failed", error=str(error))
 
     async def _worked(self) -> bool:
         """Listens until the engine hangs up or talks nonsense; whether it did any work before."""
         steps = count()
-        with suppress(ValueError):
+        try:
             await self._listen(steps)
+        except Exception as error:  # nobody may wait for an engine that nobody reads
+            log("engine_unreadable", error=str(error)[:1000])
         return next(steps) > 0
 
     async def _listen(self, steps: Iterator[int]) -> None:

@@ -29,10 +29,11 @@ router = APIRouter()
 @router.post("/v1/completions", summary="Text that continues a prompt")
 async def completions(body: CompletionBody, request: Request, state: Annotated[State, Depends(state_of)]) -> Response:
     model = state.model_name(body.model)
-    prompts = await _encoded(body, state)
     max_tokens = MAX_TOKENS if body.max_tokens is None else body.max_tokens
     params = sampling_params(body, max_tokens, body.logprobs, body.logprobs if body.echo else None)
     drafts = draft_length(body.speculation, state.client.facts)
+    state.client.check_room(params.n)  # before any work
+    prompts = await _encoded(body, state)
     echoes = await _echoes(body, prompts, state)
     answers = Answers.submit(state.client, state.tokenizer, prompts, params, drafts)
     usage = Usage(answers)

@@ -1,7 +1,7 @@
 """Fields of other servers' requests that are no parameters here: those that change no token, and those we cannot do.
 
 A harmless one is accepted and dropped. One that we cannot do is accepted with the value that leaves it off, and refused
-with any other. Whatever else is unknown is refused by the models of `protocol`. A null means "not given" everywhere.
+with any other. Whatever else is unknown is refused by the models of `protocol`, where a null means "not given".
 """
 
 from __future__ import annotations

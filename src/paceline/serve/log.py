@@ -52,4 +52,4 @@ class RequestLog:
             if not self._quiet and scope["path"] not in QUIET:
                 seconds = round(time.monotonic() - began, 4)
                 asked = {"method": scope["method"], "path": scope["path"]}
-                log("request", request_id=name, **asked, status=status, seconds=seconds)
+                log("request", request_id=name, **asked, status=status or 500, seconds=seconds)

@@ -29,8 +29,8 @@ class Body(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _check_fields(cls, body: Any) -> Any:
-        return checked(body, frozenset(cls.model_fields))
+    def _drop_nulls(cls, body: Any) -> Any:
+        return {name: value for name, value in body.items() if value is not None} if isinstance(body, dict) else body
 
 
 class Speculation(Body):
@@ -74,6 +74,11 @@ class GenerationBody(Body):
     stream_options: StreamOptions = StreamOptions()
     speculation: Speculation = Speculation()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _check_fields(cls, body: Any) -> Any:
+        return checked(body, frozenset(cls.model_fields))
+
 
 class ContentPart(Body):
     """A part of a message; only text."""
@@ -92,6 +97,13 @@ class Message(Body):
     def _drop_empty(cls, body: Any) -> Any:
         """Clients send back the answers that they got, with their empty lists."""
         return {name: value for name, value in body.items() if value != []} if isinstance(body, dict) else body
+
+    @model_validator(mode="after")
+    def _has_content(self) -> Message:
+        """Only an answer may be empty: it may have called a tool."""
+        if self.role != "assistant" and "content" not in self.model_fields_set:
+            raise ValueError("the message has no content; write some")
+        return self
 
 
 class ChatBody(GenerationBody):

@@ -47,7 +47,7 @@ class State:
     ) -> list[int]:
         """Raises `UserError` when the model has no chat template, or it refuses the messages."""
         for name in variables:
-            if name in ("messages", "add_generation_prompt"):
+            if name in ("self", "messages", "add_generation_prompt"):
                 raise ApiError(400, f"chat_template_kwargs must not hold {name}.", param="chat_template_kwargs")
         return await asyncio.to_thread(
             self.tokenizer.apply_chat_template,

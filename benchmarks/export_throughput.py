@@ -26,7 +26,7 @@ from typing import Any
 
 from make_deepseek_checkpoint import Sizes, make_checkpoint
 
-from paceline.checkpoint.stream import forget
+from paceline.convert.stream import forget
 
 # DeepSeek-V3's layers, experts, vocabulary and names; a seventh of its width.
 SIZES = Sizes(
@@ -38,9 +38,9 @@ WAYS = ("disk", "memory")
 EXPORT = """
 import json, resource, sys, time
 from pathlib import Path
-from paceline.checkpoint.export_mtp import export_mtp
-from paceline.checkpoint.export_plan import plan_export
-from paceline.checkpoint.stream import forget
+from paceline.convert.export_mtp import export_mtp
+from paceline.convert.export_plan import plan_export
+from paceline.convert.stream import forget
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -9,9 +9,9 @@ import torch
 from test_mtp import MTP_CASES
 from tiny_models import make_mtp_reference
 
-from paceline.checkpoint.export_mtp import export_mtp
-from paceline.checkpoint.export_plan import plan_export
 from paceline.checkpoint.layouts import LAYOUTS
+from paceline.convert.export_mtp import export_mtp
+from paceline.convert.export_plan import plan_export
 from paceline.errors import UserError
 from paceline.runtime.build import load_mtp, load_target
 

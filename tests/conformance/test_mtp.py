@@ -16,9 +16,9 @@ from torch import Tensor
 from paceline.cache.attend import PagedAttend
 from paceline.cache.dense import DenseAttend
 from paceline.cache.pool import Pool
-from paceline.checkpoint.mtp_source import find_mtp
 from paceline.checkpoint.writer import write_checkpoint
 from paceline.config import ModelConfig
+from paceline.convert.mtp_source import find_mtp
 from paceline.errors import UserError
 from paceline.runtime.build import load_mtp, load_target
 

@@ -18,8 +18,8 @@ import sys
 import time
 from pathlib import Path
 
-from paceline.checkpoint.export_mtp import export_mtp, verify_export
-from paceline.checkpoint.export_plan import ExportPlan, plan_export
+from paceline.convert.export_mtp import export_mtp, verify_export
+from paceline.convert.export_plan import ExportPlan, plan_export
 from paceline.errors import UserError
 
 

@@ -28,7 +28,7 @@ FLOORS = [
     {"drafters"},
     {"engine"},
     {"llm", "loaded", "outputs"},
-    {"serve", "train", "bench"},
+    {"serve", "train", "bench", "convert", "inspection"},
     {"compat"},
     {"cli"},
 ]

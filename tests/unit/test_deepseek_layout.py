@@ -9,8 +9,8 @@ from pathlib import Path
 from make_deepseek_checkpoint import TINY, Sizes, entries, make_checkpoint
 from safetensors.torch import load_file
 
-from paceline.checkpoint.export_plan import plan_export
 from paceline.checkpoint.reader import Checkpoint
+from paceline.convert.export_plan import plan_export
 
 LAYER = "model.layers.61."
 

@@ -15,10 +15,10 @@ from torch import Tensor
 from conftest import write_tiny
 from paceline.assets import heldout_prompts
 from paceline.checkpoint.dequant import dequantise
-from paceline.checkpoint.export_mtp import export_mtp
-from paceline.checkpoint.export_plan import plan_export
 from paceline.checkpoint.layouts import LAYOUTS
 from paceline.checkpoint.resolve import bundled_model
+from paceline.convert.export_mtp import export_mtp
+from paceline.convert.export_plan import plan_export
 from paceline.errors import UserError
 from paceline.llm import LLM
 from paceline.models.decoder import DecoderModel

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from make_deepseek_checkpoint import TINY, Sizes, make_checkpoint
 
-from paceline.checkpoint.export_mtp import export_mtp, verify_export
-from paceline.checkpoint.export_plan import plan_export
+from paceline.convert.export_mtp import export_mtp, verify_export
+from paceline.convert.export_plan import plan_export
 
 SCRIPT = Path(__file__).with_name("export_kills.py")
 

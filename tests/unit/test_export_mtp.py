@@ -17,13 +17,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 from typer.testing import CliRunner
 
-from paceline.checkpoint import export_mtp as export_module
-from paceline.checkpoint.export_mtp import export_mtp, verify_export
-from paceline.checkpoint.export_plan import plan_export
-from paceline.checkpoint.export_write import MANIFEST
-from paceline.checkpoint.quantize import plan_quantize, quantize
 from paceline.checkpoint.reader import INDEX
 from paceline.cli.main import app
+from paceline.convert import export_mtp as export_module
+from paceline.convert.export_mtp import export_mtp, verify_export
+from paceline.convert.export_plan import plan_export
+from paceline.convert.export_write import MANIFEST
+from paceline.convert.quantize import plan_quantize, quantize
 from paceline.errors import UserError
 from paceline.formats import INT8
 
@@ -265,7 +265,7 @@ def test_the_source_is_never_replaced(tmp_path: Path, source: Path) -> None:
 def test_a_full_disk_is_noticed_before_and_after(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = plan_export(source)
     with monkeypatch.context() as patch:
-        patch.setattr("paceline.checkpoint.export_mtp.SLACK", 1 << 60)
+        patch.setattr("paceline.convert.export_mtp.SLACK", 1 << 60)
         with pytest.raises(UserError, match="make room"):
             export_mtp(plan, tmp_path / "out")
 

@@ -15,10 +15,10 @@ from make_deepseek_checkpoint import TINY, make_checkpoint
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from paceline.checkpoint.export_mtp import export_mtp
-from paceline.checkpoint.export_plan import plan_export
 from paceline.checkpoint.reader import INDEX
 from paceline.cli.main import main
+from paceline.convert.export_mtp import export_mtp
+from paceline.convert.export_plan import plan_export
 from paceline.errors import UserError
 
 LAYER = "model.layers.2."

@@ -23,18 +23,18 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from conftest import random_weights, tiny_config, write_tiny
-from paceline.checkpoint.export_mtp import export_mtp
-from paceline.checkpoint.export_plan import plan_export
-from paceline.checkpoint.inspect import Report, inspect
 from paceline.checkpoint.layouts import LAYOUTS
-from paceline.checkpoint.quantize import plan_quantize, quantize
 from paceline.checkpoint.reader import INDEX, SINGLE
 from paceline.checkpoint.resolve import bundled_model
 from paceline.cli.inspect import drafters, short, size
 from paceline.config import ModelConfig
+from paceline.convert.export_mtp import export_mtp
+from paceline.convert.export_plan import plan_export
+from paceline.convert.quantize import plan_quantize, quantize
 from paceline.drafters import drafter_names
 from paceline.errors import UserError
 from paceline.formats import FORMATS, Format
+from paceline.inspection.report import Report, inspect
 from paceline.loaded import Loaded
 
 

@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from conftest import write_tiny
-from paceline.checkpoint.inspect import inspect
-from paceline.checkpoint.odd_files import FILE_CHECKS
-from paceline.checkpoint.oddities import CHECKS
 from paceline.checkpoint.reader import INDEX, SINGLE
+from paceline.inspection.odd_files import FILE_CHECKS
+from paceline.inspection.oddities import CHECKS
+from paceline.inspection.report import inspect
 
 Tensors = dict[str, Tensor]
 UP = "model.layers.1.mlp.experts.3.up_proj.weight"

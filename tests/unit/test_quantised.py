@@ -16,11 +16,11 @@ from torch import Tensor
 from conftest import MTP_FAMILIES, tiny_config, write_tiny
 from paceline.cache.dense import DenseAttend
 from paceline.checkpoint.quantization import announce, stored_format
-from paceline.checkpoint.quantize import plan_quantize, quantize
 from paceline.checkpoint.reader import INDEX, Checkpoint
 from paceline.checkpoint.writer import write_checkpoint
 from paceline.cli import main as cli
 from paceline.config import ModelConfig
+from paceline.convert.quantize import plan_quantize, quantize
 from paceline.errors import UserError
 from paceline.formats import FORMATS, FP8, INT8, Format
 from paceline.layers.basic import Linear

@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Coroutine
+from contextlib import suppress
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from paceline.serve.channel import Channel
 from paceline.serve.client import EngineClient
 from paceline.serve.errors import ApiError
 from paceline.serve.job import Job
+from paceline.serve.log import log
 from paceline.serve.logprobs import LEAST, completion_logprobs
 from paceline.serve.messages import Add, Finished, Piece, Ready, Step, from_engine, to_engine, to_line
 from paceline.serve.metrics import Metrics
@@ -230,3 +232,13 @@ def test_the_documentation_names_every_route_and_flag() -> None:
     assert not [name for name in (*routes, *flags) if name.replace("{name:path}", "").rstrip("/") not in page]
     fields = {*ChatBody.model_fields, *CompletionBody.model_fields} - {"model", "best_of", "prompt", "messages"}
     assert not [name for name in fields if name not in page]
+
+
+def test_a_full_disk_is_no_reason_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open("/dev/full", "w", buffering=1) as full, pytest.raises(OSError), full:
+        full.write("no room\n")
+    full = open("/dev/full", "w", buffering=1)
+    monkeypatch.setattr(sys, "stderr", full)
+    log("request", path="/")
+    with suppress(OSError):
+        full.close()

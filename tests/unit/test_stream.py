@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-from paceline.checkpoint import stream
 from paceline.checkpoint.dequant import dequantise
 from paceline.checkpoint.reader import SINGLE, Checkpoint, TensorInfo
+from paceline.convert import stream
 from paceline.errors import UserError
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2, torch.float64]

@@ -12,7 +12,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from paceline.checkpoint.export_plan import ExportPlan
+    from paceline.convert.export_plan import ExportPlan
 
 
 def export_mtp(
@@ -49,8 +49,8 @@ def export_mtp(
     Only the shards that hold them are opened, and no tensor is ever whole in memory."""
     from rich.console import Console
 
-    from paceline.checkpoint.export_mtp import check_places
-    from paceline.checkpoint.export_plan import plan_export
+    from paceline.convert.export_mtp import check_places
+    from paceline.convert.export_plan import plan_export
 
     console = Console(highlight=False, soft_wrap=True)
     plan = plan_export(input_dir, layout, dtype, shared)
@@ -67,7 +67,7 @@ def export_mtp(
 def _export(plan: ExportPlan, target: Path, console: Console, *, overwrite: bool, verify: bool) -> None:
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
-    from paceline.checkpoint.export_mtp import export_mtp as export
+    from paceline.convert.export_mtp import export_mtp as export
 
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:

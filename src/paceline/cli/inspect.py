@@ -13,8 +13,8 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from paceline.checkpoint.inspect import Report
-    from paceline.checkpoint.tally import Part
+    from paceline.inspection.report import Report
+    from paceline.inspection.tally import Part
 
 
 def inspect(
@@ -32,8 +32,8 @@ def inspect(
 ) -> None:
     """Tell what a checkpoint is: family, sizes, types, MTP modules, memory, drafters; and warn of what is odd."""
     with uncollected():
-        from paceline.checkpoint.inspect import inspect as report_of
         from paceline.checkpoint.resolve import resolve_model
+        from paceline.inspection.report import inspect as report_of
 
         report = report_of(resolve_model(model))
     if as_json:

@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from paceline.checkpoint.quantize import QuantizePlan
+    from paceline.convert.quantize import QuantizePlan
 
 
 def quantize(
@@ -34,8 +34,8 @@ def quantize(
     from rich.console import Console
 
     from paceline.checkpoint.quantization import format_named
-    from paceline.checkpoint.quantize import plan_quantize
     from paceline.checkpoint.resolve import resolve_model
+    from paceline.convert.quantize import plan_quantize
     from paceline.errors import UserError
 
     form = format_named(quantization)
@@ -54,7 +54,7 @@ def quantize(
 def _write(plan: QuantizePlan, target: Path, overwrite: bool, console: Console) -> None:
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
-    from paceline.checkpoint.quantize import quantize as write
+    from paceline.convert.quantize import quantize as write
 
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:

@@ -10,6 +10,7 @@ import typer
 
 from paceline.cli import options as opt
 from paceline.errors import PacelineWarning, UserError
+from paceline.serve.settings import ServerSettings
 
 SERVER = "Server"
 KEY_VARIABLE = "PACELINE_API_KEY"
@@ -24,8 +25,8 @@ def serve(
     model_dir: Annotated[
         str | None, typer.Argument(metavar="[MODEL]", help="As --model.", show_default="the bundled model")
     ] = None,
-    host: Annotated[str, _option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
-    port: Annotated[int, _option(help="0 takes a free one.")] = 8000,
+    host: Annotated[str, _option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = ServerSettings.host,
+    port: Annotated[int, _option(help="0 takes a free one.")] = ServerSettings.port,
     api_key: Annotated[
         list[str] | None,
         _option(help="Clients must send it. Repeatable.", show_default=f"the variable {KEY_VARIABLE}, else none"),
@@ -33,10 +34,16 @@ def serve(
     served_model_name: Annotated[
         list[str] | None, _option(help="What clients call the model. Repeatable.", show_default="as --model says")
     ] = None,
-    max_queue: Annotated[int, _option(help="Most answers that wait beyond those that run; then 429.")] = 256,
-    request_timeout: Annotated[float, _option(help="Seconds a request may take; then 504.")] = 600.0,
-    drain_timeout: Annotated[float, _option(help="Seconds that open requests get after SIGTERM.")] = 60.0,
-    max_body_mib: Annotated[int, _option("--max-body-mib", help="Largest body of a request; then 413.")] = 8,
+    max_queue: Annotated[
+        int, _option(help="Most answers that wait beyond those that run; then 429.")
+    ] = ServerSettings.max_queue,
+    request_timeout: Annotated[float, _option(help="Seconds a request may take; then 504.")] = ServerSettings.timeout,
+    drain_timeout: Annotated[
+        float, _option(help="Seconds that open requests get after SIGTERM.")
+    ] = ServerSettings.drain,
+    max_body_mib: Annotated[
+        int, _option("--max-body-mib", help="Largest body of a request; then 413.")
+    ] = ServerSettings.max_body_mib,
     no_request_log: Annotated[bool, _option("--no-request-log", help="No line on stderr for each request.")] = False,
     model: opt.Model = None,
     dtype: opt.Dtype = None,
@@ -66,7 +73,6 @@ def serve(
     _require_libraries()
     from paceline.checkpoint.resolve import BUNDLED, resolve_model
     from paceline.serve.run import run
-    from paceline.serve.settings import ServerSettings
 
     name = model_dir if model is None else model
     settings = ServerSettings(

@@ -51,8 +51,8 @@ def run(words: Sequence[str]) -> None:
 def _write(source: Path, target: Path, quantization: str | None) -> None:
     """Raises `UserError` for a bad checkpoint, or a target that exists."""
     from paceline.checkpoint.quantization import format_named, stored_format
-    from paceline.checkpoint.quantize import plan_quantize, quantize
     from paceline.config import ModelConfig
+    from paceline.convert.quantize import plan_quantize, quantize
 
     form = format_named(quantization or "none")
     if form is None or stored_format(ModelConfig.from_dir(source).raw) is form:
@@ -65,7 +65,7 @@ def _copy(source: Path, target: Path) -> None:
     """The checkpoint as it is, and what its tokenizer needs."""
     from paceline.checkpoint.appearing import appearing
     from paceline.checkpoint.reader import INDEX, Checkpoint
-    from paceline.checkpoint.travelling import travelling
+    from paceline.convert.travelling import travelling
 
     files = {info.file for info in Checkpoint(source).values()}
     files |= {file for file in (source / "config.json", source / INDEX) if file.is_file()}

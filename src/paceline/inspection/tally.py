@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from paceline.checkpoint.facts import EXPERTS, SCALES, Facts
+from paceline.inspection.facts import EXPERTS, SCALES, Facts
 from paceline.layers.attention import CacheSpec
 
 KV_TOKENS = 1000

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from paceline.checkpoint.appearing import appearing, check_target
-from paceline.checkpoint.export_plan import Copy, ExportPlan
-from paceline.checkpoint.export_write import MANIFEST, Advance, file_sum, write_rest, write_tensors
 from paceline.checkpoint.reader import Checkpoint, TensorInfo
-from paceline.checkpoint.stream import forget, pieces
+from paceline.convert.export_plan import Copy, ExportPlan
+from paceline.convert.export_write import MANIFEST, Advance, file_sum, write_rest, write_tensors
+from paceline.convert.stream import forget, pieces
 from paceline.errors import UserError
 
 SLACK = 64 << 20  # bytes beside the tensors: tokenizer, index, manifest

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from paceline import __version__
-from paceline.checkpoint.export_plan import Copy, ExportPlan
-from paceline.checkpoint.rawfile import Entry, header, write_all
 from paceline.checkpoint.reader import INDEX
-from paceline.checkpoint.stream import pieces
+from paceline.convert.export_plan import Copy, ExportPlan
+from paceline.convert.rawfile import Entry, header, write_all
+from paceline.convert.stream import pieces
 
 MOST_BEHIND = 8  # pieces
 MANIFEST = "mtp_manifest.json"

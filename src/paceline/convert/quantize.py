@@ -24,10 +24,10 @@ from paceline.checkpoint.dequant import quantised, read_weight
 from paceline.checkpoint.load import account
 from paceline.checkpoint.map import not_of_target
 from paceline.checkpoint.quantization import announce, stored_format
-from paceline.checkpoint.rawfile import Entry, header, write_all
 from paceline.checkpoint.reader import DTYPES, INDEX, Checkpoint, TensorInfo
-from paceline.checkpoint.travelling import travelling
 from paceline.config import ModelConfig
+from paceline.convert.rawfile import Entry, header, write_all
+from paceline.convert.travelling import travelling
 from paceline.errors import UserError
 from paceline.formats import Format, format_of, owner
 from paceline.layers.quant import quantise_modules

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from paceline.checkpoint.facts import Facts, expert_of
 from paceline.checkpoint.layouts import layout_name
 from paceline.checkpoint.map import not_of_target
+from paceline.inspection.facts import Facts, expert_of
 
 COMPUTED = "rotary_emb.inv_freq"  # a buffer that old exports keep
 

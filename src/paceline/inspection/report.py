@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from paceline.checkpoint.completeness import Module, modules
-from paceline.checkpoint.facts import Facts, gather
-from paceline.checkpoint.oddities import oddities
-from paceline.checkpoint.tally import Part, Stored, count_modules, count_target, stored_types
 from paceline.formats import BLOCK
+from paceline.inspection.completeness import Module, modules
+from paceline.inspection.facts import Facts, gather
+from paceline.inspection.oddities import oddities
+from paceline.inspection.tally import Part, Stored, count_modules, count_target, stored_types
 
 BLOCKS = f"{BLOCK}x{BLOCK} blocks"
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from paceline.checkpoint.layouts import FILES, layout_config, layout_name
-from paceline.checkpoint.mtp_source import Part, Stored, find_mtp
 from paceline.checkpoint.reader import DTYPES, TensorInfo
-from paceline.checkpoint.travelling import travelling
 from paceline.config import ModelConfig
+from paceline.convert.mtp_source import Part, Stored, find_mtp
+from paceline.convert.travelling import travelling
 from paceline.errors import UserError
 
 # What the published tools do: xLLM's export is bfloat16 with embedding and head, SGLang's is as stored without them.

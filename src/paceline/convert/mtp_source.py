@@ -14,8 +14,8 @@ from torch import Tensor
 from paceline.checkpoint.layouts import SHARED, find_part, layout_name
 from paceline.checkpoint.load import account
 from paceline.checkpoint.reader import DTYPES, Checkpoint, TensorInfo
-from paceline.checkpoint.stream import read_tensor
 from paceline.config import ModelConfig
+from paceline.convert.stream import read_tensor
 from paceline.errors import UserError
 from paceline.formats import BLOCK, FP8, INT8, Format, owner
 from paceline.models import build_model, build_mtp, mtp_names

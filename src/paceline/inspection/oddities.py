@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 
-from paceline.checkpoint.completeness import in_gap, of_module, of_target
-from paceline.checkpoint.facts import Facts, Plan
-from paceline.checkpoint.odd_files import FILE_CHECKS
 from paceline.checkpoint.quantization import stored_format
 from paceline.errors import UserError
 from paceline.formats import owner
+from paceline.inspection.completeness import in_gap, of_module, of_target
+from paceline.inspection.facts import Facts, Plan
+from paceline.inspection.odd_files import FILE_CHECKS
 
 Check = Callable[[Facts], Iterator[str]]
 _FLOATS = ("F64", "F32", "F16", "BF16")

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from paceline.checkpoint.facts import Facts
 from paceline.checkpoint.reader import INDEX, MAX_HEADER, SINGLE
+from paceline.inspection.facts import Facts
 
 TOKENIZERS = frozenset({"tokenizer.json", "tokenizer.model"})
 UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".pkl")

@@ -172,6 +172,13 @@ def test_serving_does_not_import_torch() -> None:
         assert not users, f"{module} reaches {users}"
 
 
+def test_only_serving_needs_its_libraries() -> None:
+    """They are an extra; `cli.serve` asks whether they are there."""
+    libraries = {"fastapi", "starlette", "pydantic", "pydantic_core", "uvicorn", "prometheus_client"}
+    for module in set(sources()) - set(in_package("serve")) - {"cli.serve"}:
+        assert not [i for i in imports(module) if i.target.split(".")[0] in libraries], module
+
+
 def test_the_block_allocator_knows_no_torch() -> None:
     assert not [i for i in imports("cache.blocks") if f"{i.target}.".startswith("torch.")]
 

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import io
 import os
+import subprocess
 import sys
 from collections.abc import Coroutine
 from math import inf
@@ -245,3 +246,17 @@ def test_a_full_disk_is_no_reason_to_stop(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(OSError):
         print("this is one", file=sys.stderr)
     log("request", path="/")
+
+
+def test_without_its_libraries_the_rest_works() -> None:
+    """One sentence that tells what to install."""
+    program = """
+import sys
+sys.modules.update(dict.fromkeys(["fastapi", "starlette", "uvicorn", "prometheus_client"]))
+sys.argv = ["paceline", "serve"]
+import paceline.llm
+from paceline.cli.main import main
+main()
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60, text=True)
+    assert ended.returncode == 2 and "paceline[serve]" in ended.stderr and "Traceback" not in ended.stderr

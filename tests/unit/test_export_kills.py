@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -40,6 +40,14 @@ def test_a_killed_export_is_all_or_nothing(tmp_path: Path, source: Path) -> None
     assert [path.name for path in tmp_path.iterdir()] == ["out"], "what the kills left is cleaned up"
 
 
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt, also where a shell started the tests in the background and had it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def interrupt(after: int) -> Callable[[int], None]:
     """^C when the export has reported `after` times."""
     calls = iter(range(after))
@@ -51,6 +59,7 @@ def interrupt(after: int) -> Callable[[int], None]:
     return advance
 
 
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize("after", [0, 1, 20])
 def test_an_interrupted_export_leaves_nothing(tmp_path: Path, source: Path, after: int) -> None:
     with pytest.raises(KeyboardInterrupt):
@@ -58,6 +67,7 @@ def test_an_interrupted_export_leaves_nothing(tmp_path: Path, source: Path, afte
     assert list((tmp_path / "deep").iterdir()) == []
 
 
+@pytest.mark.usefixtures("heard")
 def test_an_interrupted_replacement_leaves_the_old_one(tmp_path: Path, source: Path) -> None:
     old, target = plan_export(source, "sglang"), tmp_path / "out"
     export_mtp(old, target)

@@ -2,8 +2,9 @@
  * the weights are read as they lie, widened in registers, and fetched ahead of their use.
  *
  * A row's sum runs over its inputs in an order that is written down here (32 at a time, lane by lane, then the lanes),
- * whatever tile it falls into: it has the same bits among any others. No state, no allocation, one thread; callers cut
- * the outputs between threads. For processors that multiply bf16 themselves; on others torch has its own kernel. */
+ * whatever tile it falls into: it has the same bits among any others. No state, no allocation; the outputs are cut
+ * between threads, where the compiler and the process have OpenMP. For processors that multiply bf16 themselves; on
+ * others torch has its own kernel. */
 #include "bf16.h"
 
 #ifdef __AVX512BF16__
@@ -76,10 +77,8 @@ INSIDE void column(const bf16 *x, const int8_t *weight, const float *scale, cons
     }
 }
 
-/* x [rows, inputs], weight [outputs, inputs], scale [outputs] and bias [outputs] (or none) to out [rows, outputs] =
- * x weight^T * scale + bias, for the outputs begin .. end - 1. */
-void int8_linear(const bf16 *x, const int8_t *weight, const float *scale, const bf16 *bias, bf16 *out, long rows, long inputs,
-                 long outputs, long begin, long end) {
+static void columns(const bf16 *x, const int8_t *weight, const float *scale, const bf16 *bias, bf16 *out, long rows, long inputs,
+                    long outputs, long begin, long end) {
     long most = AT_ONCE / inputs / ROWS * ROWS, count;
     for (long r = 0; r < rows; r += count, x += count * inputs, out += count * outputs) {
         count = most < ROWS ? ROWS : most;
@@ -90,5 +89,15 @@ void int8_linear(const bf16 *x, const int8_t *weight, const float *scale, const 
         for (; n < end; n++)
             column(x, weight + n * inputs, scale + n, bias ? bias + n : 0, out + n, count, inputs, outputs, 1);
     }
+}
+
+/* x [rows, inputs], weight [outputs, inputs], scale [outputs] and bias [outputs] (or none) to out [rows, outputs] =
+ * x weight^T * scale + bias. */
+void int8_linear(const bf16 *x, const int8_t *weight, const float *scale, const bf16 *bias, bf16 *out, long rows, long inputs,
+                 long outputs, int threads) {
+    long share = (outputs + threads * OUTPUTS - 1) / (threads * OUTPUTS) * OUTPUTS;
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (int t = 0; t < threads; t++)
+        columns(x, weight, scale, bias, out, rows, inputs, outputs, t * share, (t + 1) * share < outputs ? (t + 1) * share : outputs);
 }
 #endif

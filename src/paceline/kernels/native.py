@@ -11,7 +11,6 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate, chain
@@ -22,10 +21,10 @@ from torch import Tensor
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("native.c", "int8.c"))
 HEADER = Path(__file__).with_name("bf16.h")
-FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-shared", "-fPIC")
+FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-fPIC")
 MAX_HALF_ROPE, MAX_EXPERTS = 256, 256  # sizes of the arrays in native.c
 MOST_HEADS = 16
-SHARED_AT_LEAST = 1 << 22  # weights of a product below which waking other threads costs more than they save
+SHARED_AT_LEAST = 1 << 18  # weights of a product below which waking other threads costs more than they save
 OFF = "PACELINE_NO_NATIVE"  # environment variable: any value keeps to plain torch
 _LONG, _POINTER, _FLOAT = ctypes.c_long, ctypes.c_void_p, ctypes.c_float
 _SIGNATURES = {
@@ -35,7 +34,7 @@ _SIGNATURES = {
     "route": [_POINTER] * 4 + [_LONG] * 4 + [ctypes.c_int, _FLOAT],
     "gated": [_POINTER] * 3 + [_LONG] * 4,
     "attend_latent": [_POINTER] * 9 + [_LONG] * 7 + [_FLOAT],
-    "int8_linear": [_POINTER] * 5 + [_LONG] * 5,
+    "int8_linear": [_POINTER] * 5 + [_LONG] * 3 + [ctypes.c_int],
 }
 
 
@@ -61,7 +60,8 @@ def library() -> ctypes.CDLL | None:
 def _compiled(compiler: str) -> Path:
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=20).stdout
     text = b"".join(file.read_bytes() for file in (*SOURCES, HEADER))
-    about = b"\0".join((text, " ".join(FLAGS).encode(), version, _processor()))
+    flags = [*FLAGS, *_openmp(version)]
+    about = b"\0".join((text, " ".join(flags).encode(), version, _processor()))
     cache_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     target = cache_home / "paceline" / f"native-{hashlib.sha256(about).hexdigest()[:32]}.so"
     if target.is_file():
@@ -69,10 +69,18 @@ def _compiled(compiler: str) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as work:
         made = Path(work) / "native.so"
-        command = [compiler, *FLAGS, "-o", str(made), *map(str, SOURCES), "-lm"]
-        subprocess.run(command, capture_output=True, check=True, timeout=120)
+        objects = [f"{source.stem}.o" for source in SOURCES]
+        for command in ([*flags, "-c", *map(str, SOURCES)], ["-shared", "-o", str(made), *objects, "-lm"]):
+            subprocess.run([compiler, *command], cwd=work, capture_output=True, check=True, timeout=120)
         made.replace(target)  # two processes may compile at once; each puts a whole file there
     return target
+
+
+def _openmp(version: bytes) -> list[str]:
+    """Flags for threads. They are those of torch's own OpenMP library, found in this process: it is not linked, for the
+    idle threads of a second one would keep the cores busy. Where torch has another one, int8 runs on one thread."""
+    theirs = hasattr(ctypes.CDLL(None), "GOMP_parallel")
+    return ["-fopenmp"] if theirs and b"Free Software Foundation" in version else []
 
 
 def _processor() -> bytes:
@@ -136,27 +144,14 @@ def multiplies_int8(x: Tensor) -> bool:
 
 def int8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
     """As `reference.quantised_linear` of int8, all contiguous. The outputs of a large weight are shared out among as
-    many threads as torch has: the compiled code lets other threads of Python run."""
+    many threads as torch has."""
     (rows, inputs), outputs = x.shape, len(weight)
     out = torch.empty(rows, outputs, dtype=x.dtype)
     added = None if bias is None else bias.data_ptr()
     pointers = (x.data_ptr(), weight.data_ptr(), scale.data_ptr(), added, out.data_ptr())
-
-    def columns(begin: int, end: int) -> None:
-        _call("int8_linear", *pointers, rows, inputs, outputs, begin, end)
-
     threads = torch.get_num_threads() if weight.numel() >= SHARED_AT_LEAST else 1
-    if threads == 1:
-        columns(0, outputs)
-        return out
-    begins = range(0, outputs, 4 * -(-outputs // (4 * threads)))
-    list(_pool(threads).map(columns, begins, [*begins[1:], outputs]))
+    _call("int8_linear", *pointers, rows, inputs, outputs, threads)
     return out
-
-
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, "paceline-int8")
 
 
 @dataclass(frozen=True)

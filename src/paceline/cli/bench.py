@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from paceline.cli import options as opt
+from paceline.errors import UserError
 from paceline.request import SamplingParams
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 
 def bench(
+    context: typer.Context,
     prompts: Annotated[int, typer.Option(help="Held-out prompts for acceptance.", min=1)] = 242,
     timed_prompts: Annotated[int, typer.Option(help="The first so many of them for speed; 0: none.", min=0)] = 38,
     max_tokens: Annotated[int, typer.Option(help="Most tokens a prompt.", min=1)] = 128,
@@ -39,8 +41,13 @@ def bench(
     quantization: opt.Quantization = None,
     threads: opt.Threads = None,
 ) -> None:
-    """Measure acceptance (deterministic) and tokens per second at batch 1 (in turn with plain decoding, medians)."""
+    """Measure acceptance (deterministic) and tokens per second at batch 1 (in turn with plain decoding, medians).
+
+    The subcommands measure more, each with its own options."""
     given = locals()
+    if context.invoked_subcommand is not None:
+        _refuse_lost_options(context)
+        return
     opt.refuse_idle_options(given)
     from rich.console import Console
 
@@ -64,6 +71,15 @@ def bench(
         _print(Console(), settings, parts, speed)
     if speed is not None and not speed["same_tokens"]:
         raise typer.Exit(1)
+
+
+def _refuse_lost_options(context: typer.Context) -> None:
+    """Raises `UserError` for an option before the subcommand, which would not look at it."""
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            command = context.invoked_subcommand
+            raise UserError(f"--{name.replace('_', '-')} stands before {command}; write it after `bench {command}`.")
 
 
 def _acceptance(

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from paceline import __version__
-from paceline.cli.bench import bench
+from paceline.cli.bench_group import bench_group
 from paceline.cli.demo import demo
 from paceline.cli.export_mtp import export_mtp
 from paceline.cli.generate import generate
@@ -31,8 +31,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate, demo, serve, verify_lossless, bench, train, plot_training, inspect, export_mtp, quantize):
+for command in (generate, demo, serve, verify_lossless, train, plot_training, inspect, export_mtp, quantize):
     app.command()(command)
+app.add_typer(bench_group)
 # Its flags are another system's: none is ours to read, not even --help.
 app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []})(
     xllm_compat

@@ -12,7 +12,7 @@ from paceline.config import EngineConfig, ModelConfig
 from paceline.drafters import build_drafter
 from paceline.engine.admit import Limits
 from paceline.engine.engine import Engine
-from paceline.engine.scheduler import Scheduler, fixed_width
+from paceline.engine.scheduler import Scheduler
 from paceline.errors import UserError
 from paceline.models.decoder import DecoderModel
 from paceline.runtime.build import load_target
@@ -20,6 +20,7 @@ from paceline.runtime.device import choose_device
 from paceline.runtime.runner import Runner
 from paceline.sampling import Sampler
 from paceline.spec.verify import verify
+from paceline.spec.width import FixedWidth
 from paceline.tokenizer import Tokenizer
 
 # What the default number of blocks may take, whatever max_num_seqs and the context would like.
@@ -59,7 +60,7 @@ class Loaded:
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
             max_model_len=limit,
-            widths=fixed_width(min(config.num_speculative_tokens, drafter.max_tokens)),
+            policy=FixedWidth(min(config.num_speculative_tokens, drafter.max_tokens)),
         )
         limits = Limits(
             max_model_len=limit, vocab_size=model.vocab_size, max_speculative_tokens=config.num_speculative_tokens

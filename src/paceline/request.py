@@ -19,7 +19,8 @@ class SamplingParams:
 
     `temperature` 0 is greedy. `top_k` 0 or -1, `top_p` 1 and `min_p` 0 are off. `seed` None draws a fresh one, and the
     output tells it. `logprobs` is the number of top alternatives to report beside the chosen token (0: only the chosen
-    one), `prompt_logprobs` the same for the prompt's tokens. One stop string may stand for a tuple of them, and any
+    one), `prompt_logprobs` the same for the prompt's tokens; `rejected_drafts` reports the draft that each token took the
+    place of, with its log-probability if `logprobs` is given. One stop string may stand for a tuple of them, and any
     sequence for a tuple; `logit_bias` maps token ids to what is added to their logits (-inf forbids). Raises
     `UserError` for a value out of range.
     """
@@ -41,6 +42,7 @@ class SamplingParams:
     n: int = 1
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    rejected_drafts: bool = False
 
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
@@ -80,17 +82,22 @@ class SamplingParams:
 @dataclass
 class SpeculationStats:
     """Counts of one request, or of many when added.
-    `offered[j]`, `taken[j]`: drafts at position j offered and accepted."""
+    `offered[j]`, `taken[j]`: drafts at position j offered and accepted; `widths[k]`: verifications of k drafts."""
 
     verifications: int = 0
     emitted: int = 0
     offered: list[int] = field(default_factory=list)
     taken: list[int] = field(default_factory=list)
+    widths: list[int] = field(default_factory=list)
 
-    def record(self, drafted: int, accepted: int, emitted: int) -> None:
-        """One verification of `drafted` tokens in a chain, of which the first `accepted` agreed."""
+    def record(self, drafted: int, accepted: int, emitted: int, width: int | None = None) -> None:
+        """One verification of `drafted` tokens in a chain, of which the first `accepted` agreed. width: the drafts in
+        the pass, when there were more of them than text."""
         self.verifications += 1
         self.emitted += emitted
+        width = drafted if width is None else width
+        self.widths.extend([0] * (width + 1 - len(self.widths)))
+        self.widths[width] += 1
         for counts, upto in ((self.offered, drafted), (self.taken, accepted)):
             counts.extend([0] * (drafted - len(counts)))
             for j in range(upto):
@@ -99,7 +106,11 @@ class SpeculationStats:
     def add(self, other: SpeculationStats) -> None:
         self.verifications += other.verifications
         self.emitted += other.emitted
-        for mine, theirs in ((self.offered, other.offered), (self.taken, other.taken)):
+        for mine, theirs in (
+            (self.offered, other.offered),
+            (self.taken, other.taken),
+            (self.widths, other.widths),
+        ):
             mine.extend([0] * (len(theirs) - len(mine)))
             for j, count in enumerate(theirs):
                 mine[j] += count
@@ -127,6 +138,11 @@ class SpeculationStats:
         """P(draft j accepted | offered), unconditional on the drafts before it having been accepted."""
         return [t / o if o else 0.0 for t, o in zip(self.taken, self.offered, strict=True)]
 
+    @property
+    def mean_width(self) -> float:
+        """Drafts in a verification, on the average; 0 before the first one."""
+        return sum(k * count for k, count in enumerate(self.widths)) / self.verifications if self.verifications else 0.0
+
     def as_dict(self) -> dict[str, Any]:
         return {
             "verifications": self.verifications,
@@ -135,6 +151,8 @@ class SpeculationStats:
             "acceptance_rate": self.acceptance_rate,
             "acceptance_length": self.acceptance_length,
             "acceptance_by_position": self.acceptance_by_position,
+            "mean_width": self.mean_width,
+            "width_histogram": self.widths,
         }
 
 
@@ -147,6 +165,7 @@ class Request:
     tensor (-1 while it waits).
     `origins[i]` tells who wrote generated token i: 0 the target, d > 0 an accepted draft of depth d.
     `prompt_logprobs[i]` is about token i + 1 of the prompt: the first one follows nothing.
+    `rejected[i]`, if asked for, is the draft in the place of generated token i that the target did not choose, or None.
     """
 
     id: str
@@ -162,6 +181,7 @@ class Request:
     origins: list[int] = field(default_factory=list)
     logprobs: list[dict[int, float]] = field(default_factory=list)
     prompt_logprobs: list[dict[int, float]] = field(default_factory=list)
+    rejected: list[int | None] = field(default_factory=list)
     stats: SpeculationStats = field(default_factory=SpeculationStats)
     arrival: float = 0.0
     first_token_time: float | None = None

@@ -16,11 +16,12 @@ from paceline.cache.blocks import BlockAllocator
 from paceline.drafters.base import Seen
 from paceline.engine.admit import Limits
 from paceline.engine.engine import Engine
-from paceline.engine.scheduler import Scheduler, fixed_width
+from paceline.engine.scheduler import Scheduler
 from paceline.request import Request, SamplingParams
 from paceline.sampling import Sampler
 from paceline.spec.proposal import Proposal, Verdict
 from paceline.spec.verify import verify
+from paceline.spec.width import FixedWidth
 
 VOCAB, EOS = 7, 0
 
@@ -191,7 +192,7 @@ def make_engine(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
         max_model_len=max_model_len,
-        widths=fixed_width(k),
+        policy=FixedWidth(k),
     )
     sampler = Sampler([EOS])
 

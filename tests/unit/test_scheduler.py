@@ -9,10 +9,11 @@ import pytest
 from paceline.cache.blocks import BlockAllocator
 from paceline.engine import scheduler as scheduler_module
 from paceline.engine.plan import Plan, StepOutput
-from paceline.engine.scheduler import Scheduler, fixed_width
+from paceline.engine.scheduler import Scheduler
 from paceline.engine.stop import Ending
 from paceline.errors import UserError
 from paceline.request import Request, SamplingParams
+from paceline.spec.width import FixedWidth
 
 MAX_MODEL_LEN = 64
 
@@ -23,7 +24,7 @@ def make(*, num_blocks: int = 64, block_size: int = 4, seqs: int = 4, batched: i
         max_num_seqs=seqs,
         max_num_batched_tokens=batched,
         max_model_len=min(MAX_MODEL_LEN, num_blocks * block_size),
-        widths=fixed_width(k),
+        policy=FixedWidth(k),
     )
 
 
@@ -98,8 +99,8 @@ def test_widths_come_from_the_policy_and_the_request() -> None:
     second.num_speculative_tokens = 1
     commit(scheduler, scheduler.plan())
     assert scheduler.plan().widths == [3, 1]
-    scheduler.widths = lambda ready: [0 if request is first else 2 for request in ready]
-    assert scheduler.plan().widths == [0, 2]
+    first.num_speculative_tokens = 0
+    assert scheduler.plan().widths == [0, 1]
 
 
 def test_drafts_are_narrowed_to_the_batch_and_leave_room_for_prompts() -> None:
@@ -208,7 +209,7 @@ def test_limits_that_cannot_work_are_refused() -> None:
         make(seqs=8, batched=7)
     with pytest.raises(UserError, match="raise num_blocks"):
         Scheduler(
-            BlockAllocator(3, 4), max_num_seqs=1, max_num_batched_tokens=8, max_model_len=13, widths=fixed_width(0)
+            BlockAllocator(3, 4), max_num_seqs=1, max_num_batched_tokens=8, max_model_len=13, policy=FixedWidth(0)
         )
 
 

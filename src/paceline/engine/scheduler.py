@@ -8,7 +8,6 @@ goes back to the front of the queue with its tokens and reads them again later, 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -20,19 +19,9 @@ from paceline.request import Request
 
 if TYPE_CHECKING:
     from paceline.spec.proposal import Verdict
+    from paceline.spec.width import WidthPolicy
 
-WidthPolicy = Callable[[list[Request]], list[int]]
 _AHEAD = 3  # blocks taken beyond the need while most are free, so that neighbours do not cut each other's runs
-
-
-def fixed_width(num_speculative_tokens: int) -> WidthPolicy:
-    """The same number of drafts for everyone, or less where a request asks for less."""
-
-    def widths(ready: list[Request]) -> list[int]:
-        k = num_speculative_tokens
-        return [k if (own := request.num_speculative_tokens) is None else min(k, own) for request in ready]
-
-    return widths
 
 
 class Scheduler:
@@ -45,7 +34,7 @@ class Scheduler:
         max_num_seqs: int,
         max_num_batched_tokens: int,
         max_model_len: int,
-        widths: WidthPolicy,
+        policy: WidthPolicy,
     ) -> None:
         if max_num_batched_tokens < max_num_seqs:
             raise UserError(
@@ -58,7 +47,7 @@ class Scheduler:
                 f"max_model_len is {max_model_len}, but {allocator.num_blocks} blocks hold only {room} tokens: "
                 "lower max_model_len or raise num_blocks."
             )
-        self.allocator, self.widths = allocator, widths
+        self.allocator, self.policy = allocator, policy
         self.max_num_batched_tokens, self.max_model_len = max_num_batched_tokens, max_model_len
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
@@ -128,8 +117,8 @@ class Scheduler:
 
         While others have prompts to read, drafts get at most half of the batch."""
         size, budget = self.allocator.block_size, self.max_num_batched_tokens - len(ready)
-        widths = self.widths(ready) if ready else []
         others = self.waiting or len(ready) < len(self.running)
+        widths = self.policy.widths(ready, self._to_read(budget) if others else 0) if ready else []
         spare = budget // 2 if others else budget
         for r, request in enumerate(ready):
             length = len(request.tokens)
@@ -139,6 +128,11 @@ class Scheduler:
             widths[r] = width
             spare -= width
         return widths, budget - sum(widths)
+
+    def _to_read(self, budget: int) -> int:
+        """The rows of prompts that the pass will hold if nothing is drafted, as far as one can tell by now."""
+        lags = (len(request.tokens) - request.cached for request in self.running)
+        return min(budget, sum(lag for lag in lags if lag > 1) + (self.waiting[0].lag if self.waiting else 0))
 
     def _admit(self, request: Request) -> bool:
         """Gives the request a row and blocks for all its tokens, unless it has to wait."""
@@ -216,6 +210,9 @@ class Scheduler:
             self._append(request, kept, len(verdict.paths[r]) - 1)
             if verdict.logprobs is not None:
                 request.logprobs += verdict.logprobs[r][: len(kept)]
+            if request.params.rejected_drafts:
+                whole = [None] * (len(verdict.emitted[r]) - 1) + [verdict.rejected.get(r)]
+                request.rejected += whole[: len(kept)]
             if r < len(offered):
                 _record(request, offered[r], len(verdict.paths[r]) - 1, len(kept), reason)
                 if request.cached // self.allocator.block_size > read // self.allocator.block_size:
@@ -254,4 +251,4 @@ class Scheduler:
 def _record(request: Request, offered: int, accepted: int, kept: int, reason: str | None) -> None:
     """Drafts beyond the end of the text were neither right nor wrong."""
     drafted = offered if reason is None else min(offered, kept)
-    request.stats.record(drafted, min(accepted, kept), kept)
+    request.stats.record(drafted, min(accepted, kept), kept, offered)

@@ -1,0 +1,82 @@
+"""How many tokens to draft and to verify, request by request: what decides it, and the fixed number.
+
+What is emitted is the target's own choice whatever was drafted (`verify`), so a policy may look at everything, also at
+the drafted tokens, and cannot change the text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from paceline.request import Request
+
+
+@dataclass(frozen=True)
+class StepFacts:
+    """What a step did, for a policy to learn from. Request r drafted, had `verified[r]` drafts verified, and the target
+    agreed with the first `accepted[r]` of them.
+
+    rows, context: those of the whole pass, the context summed over its requests; seconds: of all but the drafting;
+    drafting: seconds of each depth's pass, the first with what it absorbed."""
+
+    requests: list[Request]
+    verified: list[int]
+    accepted: list[int]
+    rows: int
+    context: int
+    seconds: float
+    drafting: list[float]
+
+
+class WidthPolicy(Protocol):
+    """Asked in this order, once a step: `widths`, `deeper` after each depth, `cut`, `learn`.
+
+    adaptive: whether `deeper` and `cut` have anything to say, and `learn` anything to learn. A policy has no clock and
+    no dice: seconds come in through `learn`, so the same measurements lead to the same decisions."""
+
+    adaptive: bool
+
+    def widths(self, ready: list[Request], reading: int) -> list[int]:
+        """The most drafts worth making for each request that decodes, beside `reading` rows of prompts."""
+        ...
+
+    def deeper(self, depth: int, requests: Sequence[Request], confidences: Sequence[float]) -> list[bool]:
+        """Which of those that just got draft number `depth` shall get one more; confidences: log q of these drafts."""
+        ...
+
+    def cut(self, requests: list[Request], drafted: list[int]) -> list[int]:
+        """How many of the drafted tokens are worth a row of the target's pass."""
+        ...
+
+    def learn(self, facts: StepFacts) -> None: ...
+
+    def as_dict(self) -> dict[str, Any]:
+        """What it decided so far, for statistics."""
+        ...
+
+
+class FixedWidth:
+    """The same number of drafts for everyone, or less where a request asks for less."""
+
+    adaptive = False
+
+    def __init__(self, num_speculative_tokens: int) -> None:
+        self.k = num_speculative_tokens
+
+    def widths(self, ready: list[Request], reading: int) -> list[int]:
+        k = self.k
+        return [k if (own := request.num_speculative_tokens) is None else min(k, own) for request in ready]
+
+    def deeper(self, depth: int, requests: Sequence[Request], confidences: Sequence[float]) -> list[bool]:
+        return [True] * len(requests)
+
+    def cut(self, requests: list[Request], drafted: list[int]) -> list[int]:
+        return drafted
+
+    def learn(self, facts: StepFacts) -> None:
+        """Nothing to learn."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"num_speculative_tokens": self.k}

@@ -31,7 +31,8 @@ class CompletionOutput:
     """One answer. `text` ends before a stop string; `token_ids` are all that were generated.
 
     `origins[i]` tells who wrote token i: 0 the target, d > 0 an accepted draft of depth d. `seed` is the one that was
-    used, so that an answer without a given seed can be had again. `logprobs`, when asked for: one {token:
+    used, so that an answer without a given seed can be had again. `rejected[i]`, when asked for: the draft in the place
+    of token i that the target did not choose, or None. `logprobs`, when asked for: one {token:
     log-probability} a token. `finish_reason` is "stop" or "length" ("abort" when cancelled). `prefix_hit_tokens`: how
     many tokens of the prompt the cache held."""
 
@@ -42,6 +43,7 @@ class CompletionOutput:
     seed: int
     origins: list[int]
     logprobs: list[dict[int, float]] | None
+    rejected: list[int | None] | None
     speculation: SpeculationStats
     timing: Timing
     prefix_hit_tokens: int
@@ -59,6 +61,7 @@ class CompletionOutput:
             seed=request.seed,
             origins=request.origins,
             logprobs=None if request.params.logprobs is None else request.logprobs,
+            rejected=request.rejected if request.params.rejected_drafts else None,
             speculation=request.stats,
             timing=Timing.of(request),
             prefix_hit_tokens=request.prefix_hit_tokens,

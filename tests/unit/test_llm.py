@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,22 @@ def test_outputs_are_consistent(llm: LLM) -> None:
             assert all(token in row for token, row in zip(answer.token_ids, answer.logprobs, strict=True))
             assert sum(origin > 0 for origin in answer.origins) <= answer.speculation.accepted
             assert answer.timing.tokens_per_second > 0 and answer.timing.ttft_ms > 0
+
+
+def test_rejected_drafts_stand_beside_the_tokens_that_took_their_place(llm: LLM) -> None:
+    """As many as verifications that did not take all; never an accepted draft's place, never the token itself."""
+    params = SamplingParams(max_tokens=40, temperature=0.9, seed=3, logprobs=0, rejected_drafts=True, ignore_eos=True)
+    answer = llm.generate("one two", params)[0].outputs[0]
+    assert answer.rejected is not None and answer.logprobs is not None and any(answer.rejected)
+    for token, origin, other, row in zip(
+        answer.token_ids, answer.origins, answer.rejected, answer.logprobs, strict=True
+    ):
+        assert other is None or (origin == 0 and other != token)
+        assert set(row) == {token} | ({other} - {None})
+    told = sum(other is not None for other in answer.rejected)
+    assert told <= answer.speculation.verifications and told + answer.speculation.accepted <= answer.speculation.drafted
+    plain = llm.generate("one two", replace(params, rejected_drafts=False))[0].outputs[0]
+    assert plain.rejected is None and plain.token_ids == answer.token_ids
 
 
 @pytest.mark.parametrize(

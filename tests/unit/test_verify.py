@@ -155,3 +155,32 @@ def test_logprobs_only_for_those_who_ask() -> None:
     verdict = verify(Proposal.of_chains([[5], [5]]), torch.eye(2, VOCAB), requests, Sampler())
     assert verdict.logprobs is not None
     assert [len(one) for one in verdict.logprobs] == [1, 0]
+
+
+def test_rejected_drafts_and_their_log_probability_for_those_who_ask() -> None:
+    """Pending 5, drafts 8 and 9; the target says 8, then 7. Asked for, 9 is told with the 7 that took its place."""
+    logits = torch.randn(5, VOCAB, generator=torch.Generator().manual_seed(0))
+    logits[[0, 1, 3], [8, 7, 8]] = 9.0
+    asked, quiet = SamplingParams(logprobs=0, rejected_drafts=True), SamplingParams(logprobs=0)
+    requests = [Request("0", [5], 1, asked, 0), Request("1", [5], 1, quiet, 0)]
+    verdict = verify(Proposal.of_chains([[5, 8, 9], [5, 9]]), logits, requests, Sampler())
+    assert verdict.emitted[0] == [8, 7] and verdict.rejected == {0: 9} and verdict.logprobs is not None
+    first, last = verdict.logprobs[0]
+    assert set(first) == {8} and set(last) == {7, 9}
+    assert last[9] == pytest.approx(logits[1].log_softmax(-1)[9].item(), abs=1e-5)
+    assert [set(row) for row in verdict.logprobs[1]] == [{8}]
+
+
+def test_nothing_is_rejected_where_nothing_was_drafted_or_all_was_right() -> None:
+    asked = SamplingParams(rejected_drafts=True)
+    requests = [Request(str(i), [5], 1, asked, 0) for i in range(2)]
+    logits = torch.nn.functional.one_hot(torch.tensor([8, 9, 3, 2]), VOCAB).float()
+    assert not verify(Proposal.of_chains([[5, 8, 9], [6]]), logits, requests, Sampler()).rejected
+
+
+def test_the_rejected_child_of_a_tree() -> None:
+    """Of the children 1 and 3 of the last node that agreed, the first is told."""
+    proposal = Proposal(torch.tensor([[5, 8, 9, 1, 3]]), torch.tensor([[-1, 0, 0, 2, 2]]), [5], chain=False)
+    logits = torch.nn.functional.one_hot(torch.tensor([9, 4, 2, 4, 4]), VOCAB).float()
+    verdict = verify(proposal, logits, [Request("0", [5], 1, SamplingParams(rejected_drafts=True), 0)], Sampler())
+    assert verdict.emitted == [[9, 2]] and verdict.rejected == {0: 1}

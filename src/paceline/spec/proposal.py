@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -60,8 +60,10 @@ class Proposal:
 class Verdict:
     """What the target said. For request r: `paths[r]` the accepted nodes in order, root (0) first; `emitted[r]` the
     tokens they bring: the accepted drafts, then the bonus token (the target's own next token after the last accepted
-    node); `logprobs[r]`, when asked for, one {token: log-probability} per emitted token."""
+    node); `logprobs[r]`, when asked for, one {token: log-probability} per emitted token; `rejected[r]`, when asked for,
+    the draft in the bonus token's place, if there was one."""
 
     paths: list[list[int]]
     emitted: list[list[int]]
     logprobs: list[list[dict[int, float]]] | None = None
+    rejected: dict[int, int] = field(default_factory=dict)

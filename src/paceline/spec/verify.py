@@ -38,7 +38,9 @@ def verify(proposal: Proposal, logits: Tensor, requests: Sequence[Request], samp
         emitted.append([mine[node] for node in path])
         taken_rows.append([row + node for node in path])
         row += count
-    return Verdict(paths, emitted, _logprobs(logits, requests, emitted, taken_rows))
+    asked = [r for r, request in enumerate(requests) if request.params.rejected_drafts]
+    rejected = {r: token for r in asked if (token := drafts.after(r, paths[r][-1])) is not None}
+    return Verdict(paths, emitted, _logprobs(logits, requests, emitted, taken_rows, rejected), rejected)
 
 
 class _Drafts:
@@ -62,6 +64,11 @@ class _Drafts:
                 path.append(node)
         return path
 
+    def after(self, r: int, node: int) -> int | None:
+        """The first draft of request r right after that node, None when there is none."""
+        parents = range(-1, self.counts[r] - 1) if self.parents is None else self.parents[r][: self.counts[r]]
+        return next((token for token, parent in zip(self.tokens[r], parents, strict=False) if parent == node), None)
+
     def node_paths(self) -> list[list[int]]:
         """For every node in use, request by request: the drafts from the root (not counted) to that node."""
         paths: list[list[int]] = []
@@ -75,12 +82,21 @@ class _Drafts:
 
 
 def _logprobs(
-    logits: Tensor, requests: Sequence[Request], emitted: list[list[int]], rows: list[list[int]]
+    logits: Tensor,
+    requests: Sequence[Request],
+    emitted: list[list[int]],
+    rows: list[list[int]],
+    rejected: dict[int, int],
 ) -> list[list[dict[int, float]]] | None:
+    """A row for each emitted token; that of the bonus token tells of the rejected draft too."""
     wanted = [request.params.logprobs for request in requests]
     if all(count is None for count in wanted):
         return None
-    return [
+    told = [
         [] if count is None else top_logprobs(logits[mine], tokens, count)
         for count, mine, tokens in zip(wanted, rows, emitted, strict=True)
     ]
+    for r, token in rejected.items():
+        if told[r]:
+            told[r][-1] |= top_logprobs(logits[rows[r][-1:]], [token], 0)[0]
+    return told

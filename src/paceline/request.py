@@ -8,9 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import inf
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paceline.errors import UserError
+from paceline.structured import StructuredOutputsParams
+
+if TYPE_CHECKING:
+    from paceline.grammar import Grammar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +25,9 @@ class SamplingParams:
     output tells it. `logprobs` is the number of top alternatives to report beside the chosen token (0: only the chosen
     one), `prompt_logprobs` the same for the prompt's tokens; `rejected_drafts` reports the draft that each token took the
     place of, with its log-probability if `logprobs` is given. One stop string may stand for a tuple of them, and any
-    sequence for a tuple; `logit_bias` maps token ids to what is added to their logits (-inf forbids). Raises
-    `UserError` for a value out of range.
+    sequence for a tuple; `logit_bias` maps token ids to what is added to their logits (-inf forbids).
+    `structured_outputs` is the form that the answer must have; it has the last word, over `min_tokens` and biases too.
+    Raises `UserError` for a value out of range.
     """
 
     temperature: float = 0.0
@@ -42,6 +47,7 @@ class SamplingParams:
     n: int = 1
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    structured_outputs: StructuredOutputsParams | None = None
     rejected_drafts: bool = False
 
     def __post_init__(self) -> None:
@@ -69,6 +75,10 @@ class SamplingParams:
                 "prompt_logprobs must lie between 0 and 20",
             ),
             (all(self.stop), "stop strings must not be empty"),
+            (
+                not (self.ignore_eos and self.structured_outputs),
+                "ignore_eos and structured_outputs exclude each other: leave one out",
+            ),
         )
         for good, sentence in checks:
             if not good:
@@ -163,6 +173,8 @@ class Request:
     `tokens` is the prompt, then all that is committed; the last one is pending: the target has not read it yet.
     `cached` of them have been read. `blocks` is the block table; `row` is this request's row in every per-request
     tensor (-1 while it waits).
+    `drafter` names whose drafts it takes (None: the engine's first drafter's). `resting`: no drafts are planned for it, so
+    its drafter need not follow what it reads.
     `origins[i]` tells who wrote generated token i: 0 the target, d > 0 an accepted draft of depth d.
     `prompt_logprobs[i]` is about token i + 1 of the prompt: the first one follows nothing.
     `rejected[i]`, if asked for, is the draft in the place of generated token i that the target did not choose, or None.
@@ -177,11 +189,14 @@ class Request:
     blocks: list[int] = field(default_factory=list)
     row: int = -1
     num_speculative_tokens: int | None = None
+    drafter: str | None = None
+    resting: bool = False
     finish_reason: str | None = None
     origins: list[int] = field(default_factory=list)
     logprobs: list[dict[int, float]] = field(default_factory=list)
     prompt_logprobs: list[dict[int, float]] = field(default_factory=list)
     rejected: list[int | None] = field(default_factory=list)
+    grammar: Grammar | None = None
     stats: SpeculationStats = field(default_factory=SpeculationStats)
     arrival: float = 0.0
     first_token_time: float | None = None

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from paceline.batch import ForwardBatch
 from paceline.cache.blocks import BlockAllocator
-from paceline.drafters.base import Seen
+from paceline.drafters.base import Deeper, Seen
 from paceline.engine.admit import Limits
 from paceline.engine.engine import Engine
 from paceline.engine.scheduler import Scheduler
@@ -144,7 +144,7 @@ class MockDrafter:
             assert len(request.tokens) > first + count or request.lag == 1
             self.known[row] = (request, first + count)
 
-    def propose(self, requests: list[Request], widths: list[int]) -> Proposal:
+    def propose(self, requests: list[Request], widths: list[int], deeper: Deeper | None = None) -> Proposal:
         for request in requests:
             assert self.known[request.row] == (request, len(request.tokens) - 1)
         if self.trees and requests:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -9,6 +10,12 @@ from torch import Tensor
 
 from paceline.request import Request
 from paceline.spec.proposal import Proposal
+
+# (depth, requests, confidences) -> which of these requests, which just got draft number `depth` (from 1), shall get one
+# more. A confidence is the log-probability (natural) of that draft in the distribution it was drawn from; a greedy
+# draft's in the softmax of its logits. Requests that have their width already are among them, and are not drafted for
+# whatever is answered.
+Deeper = Callable[[int, list[Request], list[float]], list[bool]]
 
 
 @dataclass(frozen=True)
@@ -44,11 +51,13 @@ class Drafter(Protocol):
         """The target read these tokens; keep what the next `propose` needs. Cheap: heavy work waits for `propose`."""
         ...
 
-    def propose(self, requests: list[Request], widths: list[int]) -> Proposal:
+    def propose(self, requests: list[Request], widths: list[int], deeper: Deeper | None = None) -> Proposal:
         """Draft at most widths[r] tokens for requests[r] (0: root alone); node 0 is the pending token `tokens[-1]`.
 
-        Called once every step, also with no requests,
-        so that what was observed is absorbed before blocks change hands."""
+        deeper: asked after the drafts of each depth, who gets one more; None: all, up to their width. A drafter whose
+        drafts cost nothing need not ask. Called once every step, also with no requests, so that what was observed is
+        absorbed before blocks change hands. Drafting is to cost nothing where it is not done: a request of width 0, or
+        one that reads a prompt and is `resting`, is not absorbed for, and goes on from its last tokens afterwards."""
         ...
 
     def forget(self, row: int) -> None:

@@ -27,7 +27,7 @@ from paceline.batch import Row, make_batch
 from paceline.cache.attend import PagedAttend
 from paceline.cache.pool import Pool
 from paceline.config import MAX_SPECULATIVE_TOKENS, EngineConfig
-from paceline.drafters.base import Seen
+from paceline.drafters.base import Deeper, Seen
 from paceline.errors import UserError
 from paceline.models.mtp import MTP, MTPDepth
 from paceline.request import Request
@@ -118,7 +118,7 @@ class MTPDrafter:
         self.reached.pop(row, None)
 
     @torch.inference_mode()
-    def propose(self, requests: list[Request], widths: list[int]) -> Proposal:
+    def propose(self, requests: list[Request], widths: list[int], deeper: Deeper | None = None) -> Proposal:
         spans = self.waiting
         self.waiting = {}
         for request, width in zip(requests, widths, strict=True):

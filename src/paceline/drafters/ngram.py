@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from paceline.config import EngineConfig
-from paceline.drafters.base import Seen
+from paceline.drafters.base import Deeper, Seen
 from paceline.request import Request
 from paceline.spec.proposal import Proposal
 
@@ -34,7 +34,7 @@ class NgramDrafter:
     def observe(self, seen: Seen) -> None:
         """Nothing to do: `propose` reads the committed tokens from the requests themselves."""
 
-    def propose(self, requests: list[Request], widths: list[int]) -> Proposal:
+    def propose(self, requests: list[Request], widths: list[int], deeper: Deeper | None = None) -> Proposal:
         return Proposal.of_chains(
             [
                 [request.tokens[-1], *self._drafts(request, min(width, self.max_tokens))]

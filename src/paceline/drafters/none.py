@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from paceline.config import EngineConfig
-from paceline.drafters.base import Seen
+from paceline.drafters.base import Deeper, Seen
 from paceline.request import Request
 from paceline.spec.proposal import Proposal
 
@@ -24,7 +24,7 @@ class NoDrafter:
     def observe(self, seen: Seen) -> None:
         """Nothing to learn."""
 
-    def propose(self, requests: list[Request], widths: list[int]) -> Proposal:
+    def propose(self, requests: list[Request], widths: list[int], deeper: Deeper | None = None) -> Proposal:
         return Proposal.of_chains([[request.tokens[-1]] for request in requests])
 
     def forget(self, row: int) -> None:

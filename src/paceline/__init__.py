@@ -13,10 +13,16 @@ if TYPE_CHECKING:
     from paceline.errors import UserError as UserError
     from paceline.llm import LLM as LLM
     from paceline.request import SamplingParams as SamplingParams
+    from paceline.structured import StructuredOutputsParams as StructuredOutputsParams
 
 __version__ = "0.1.0"
 
-_HOMES = {"LLM": "llm", "SamplingParams": "request", "UserError": "errors"}
+_HOMES = {
+    "LLM": "llm",
+    "SamplingParams": "request",
+    "StructuredOutputsParams": "structured",
+    "UserError": "errors",
+}
 
 
 def __getattr__(name: str) -> Any:

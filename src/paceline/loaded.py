@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 from paceline.cache.blocks import BlockAllocator
@@ -14,6 +14,7 @@ from paceline.engine.admit import Limits
 from paceline.engine.engine import Engine
 from paceline.engine.scheduler import Scheduler
 from paceline.errors import UserError
+from paceline.grammar import Grammars
 from paceline.models.decoder import DecoderModel
 from paceline.runtime.build import load_target
 from paceline.runtime.device import choose_device
@@ -65,8 +66,20 @@ class Loaded:
         limits = Limits(
             max_model_len=limit, vocab_size=model.vocab_size, max_speculative_tokens=config.num_speculative_tokens
         )
-        eos = sorted(self.tokenizer.eos_ids.union(model.eos_token_ids))
-        return Engine(runner, drafter, scheduler, partial(verify, sampler=Sampler(eos)), limits, eos, weight.device)
+        eos = self.eos_token_ids
+        return Engine(
+            runner, drafter, scheduler, partial(verify, sampler=Sampler(eos)), limits, eos, weight.device, self.grammars
+        )
+
+    @property
+    def eos_token_ids(self) -> list[int]:
+        return sorted(self.tokenizer.eos_ids.union(self.target.config.eos_token_ids))
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """One for all engines, since what it makes of the tokenizer is the same."""
+        vocab_size = max(self.target.config.vocab_size, self.tokenizer.vocab_size)
+        return Grammars(self.tokenizer, vocab_size, self.eos_token_ids)
 
 
 def max_model_len(model: ModelConfig, config: EngineConfig) -> int:

@@ -23,8 +23,8 @@ class SamplingParams:
 
     `temperature` 0 is greedy. `top_k` 0 or -1, `top_p` 1 and `min_p` 0 are off. `seed` None draws a fresh one, and the
     output tells it. `logprobs` is the number of top alternatives to report beside the chosen token (0: only the chosen
-    one), `prompt_logprobs` the same for the prompt's tokens; `rejected_drafts` reports the draft that each token took the
-    place of, with its log-probability if `logprobs` is given. One stop string may stand for a tuple of them, and any
+    one), `prompt_logprobs` the same for the prompt's tokens; `rejected_drafts` reports the draft that each token took
+    the place of, and its log-probability if `logprobs` is given. One stop string may stand for a tuple of them, and any
     sequence for a tuple; `logit_bias` maps token ids to what is added to their logits (-inf forbids).
     `structured_outputs` is the form that the answer must have; it has the last word, over `min_tokens` and biases too.
     Raises `UserError` for a value out of range.

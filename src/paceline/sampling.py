@@ -4,7 +4,8 @@ A row of logits belongs to a request and to a path: the drafts between the reque
 chosen. What is chosen is a function of that row's logits, the request's parameters and seed, its tokens and the path;
 never of the other rows.
 
-The order is vLLM's: min_tokens, logit_bias, penalties, temperature, min_p, top_k, top_p, then Gumbel-max.
+The order is vLLM's: min_tokens, logit_bias, penalties, the grammar's mask, temperature, min_p, top_k, top_p, then
+Gumbel-max. The mask has the last word: what it allows is chosen from even where all of it is forbidden otherwise.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from paceline.request import Request, SamplingParams
 
 # Below this, dividing by the temperature overflows before it changes the choice: greedy, as in vLLM.
 _GREEDY_BELOW = 1e-5
+
+# The least score of a token that a grammar allows: finite also when divided by a temperature, so that it beats -inf.
+_ALLOWED = -1e30
 
 
 class Sampler:
@@ -48,7 +52,7 @@ class Sampler:
         return best_token(scores)
 
     def _edit(self, scores: Tensor, requests: Sequence[Request], paths: Sequence[list[int]]) -> None:
-        """What acts on chosen tokens' scores whatever the temperature, in place: min_tokens, logit_bias, penalties."""
+        """What acts on scores whatever the temperature, in place: min_tokens, logit_bias, penalties, the grammar."""
         for _, group in groupby(range(len(requests)), key=lambda i: id(requests[i])):
             rows = list(group)
             request = requests[rows[0]]
@@ -61,6 +65,9 @@ class Sampler:
                 mine[:, list(ids)] += torch.tensor(bias, device=scores.device)
             if params.has_penalties:
                 self._penalties.apply(mine, request, [paths[i] for i in rows])
+            if request.grammar is not None:
+                allowed = torch.from_numpy(request.grammar.masks([paths[i] for i in rows], scores.shape[1]))
+                mine.clamp_(min=_ALLOWED).masked_fill_(allowed.logical_not_().to(scores.device), -torch.inf)
 
     def _forbid_end(self, scores: Tensor, request: Request, paths: list[list[int]]) -> None:
         params = request.params
@@ -87,6 +94,7 @@ def is_plain(params: SamplingParams) -> bool:
         and not params.min_tokens
         and not params.logit_bias
         and not params.has_penalties
+        and params.structured_outputs is None
     )
 
 

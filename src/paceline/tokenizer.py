@@ -75,6 +75,11 @@ class Tokenizer:
         found: int | None = self._backend.token_to_id(token)
         return found
 
+    def to_json(self) -> str:
+        """The text of a tokenizer.json: all that it takes to make the same ids."""
+        text: str = self._backend.to_str()
+        return text
+
     @property
     def has_chat_template(self) -> bool:
         return self._template is not None

@@ -151,6 +151,7 @@ def test_the_engine_names_no_drafter_and_no_model(module: str) -> None:
     [
         ("triton", {"kernels.cuda"}),
         ("torch.distributed", {"parallel.mesh"}),
+        ("llguidance", {"grammar"}),
         ("transformers", {"tokenizer"}),
         ("tokenizers", {"tokenizer", "tokenizer_training"}),
         ("pickle", set()),

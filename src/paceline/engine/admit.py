@@ -8,6 +8,7 @@ from hashlib import blake2b
 from time import perf_counter
 
 from paceline.errors import UserError
+from paceline.grammar import Grammars
 from paceline.request import Request, SamplingParams
 from paceline.sampling import check_token_ids
 
@@ -40,11 +41,18 @@ class Limits:
 
 
 def make_requests(
-    request_id: str, prompt: list[int], params: SamplingParams, num_speculative_tokens: int | None = None
+    request_id: str,
+    prompt: list[int],
+    params: SamplingParams,
+    num_speculative_tokens: int | None = None,
+    grammars: Grammars | None = None,
 ) -> list[Request]:
     """`params.n` requests with the same prompt, ids `request_id` (n = 1) or `request_id/0`, `request_id/1`, ...
 
-    Sample 0 has the seed that was asked for, so that it is the answer of n = 1; the other seeds are derived from it."""
+    Sample 0 has the seed that was asked for, so that it is the answer of n = 1; the other seeds are derived from it.
+    grammars: compiles structured outputs. Raises `UserError` for one that cannot be used."""
+    asked = params.structured_outputs
+    assert grammars is not None or asked is None, "structured outputs need grammars"
     seed = secrets.randbits(63) if params.seed is None else params.seed
     return [
         Request(
@@ -54,6 +62,7 @@ def make_requests(
             params=params,
             seed=derived_seed(seed, index),
             num_speculative_tokens=num_speculative_tokens,
+            grammar=None if grammars is None or asked is None else grammars.start(asked),
             arrival=perf_counter(),
         )
         for index in range(params.n)

@@ -18,6 +18,8 @@ from paceline.engine.prompt_logprobs import score_prompts
 from paceline.engine.scheduler import Scheduler
 from paceline.engine.stats import EngineStats
 from paceline.engine.stop import Decoder, Ending, TextStream
+from paceline.engine.timed import TimedPolicy
+from paceline.grammar import Grammars
 from paceline.request import Request, SamplingParams
 from paceline.spec.proposal import Proposal, Verdict
 
@@ -52,10 +54,14 @@ class Engine:
         limits: Limits,
         eos_token_ids: Sequence[int] = (),
         device: torch.device | str | None = None,
+        grammars: Grammars | None = None,
     ) -> None:
+        """grammars: compiles structured outputs, for requests that ask for them."""
         self.target, self.drafter, self.scheduler, self.verify = target, drafter, scheduler, verify
         self.limits, self.eos_token_ids, self.device = limits, tuple(eos_token_ids), device
+        self.grammars = grammars
         self.stats, self.canary = EngineStats(), Canary(drafter.suspects)
+        self.policy = scheduler.policy = TimedPolicy(scheduler.policy)
 
     def add_request(
         self,
@@ -71,7 +77,7 @@ class Engine:
         Raises `UserError` for what cannot be done; nothing is queued then."""
         self.limits.check(prompt, params, num_speculative_tokens)
         assert decoder is not None or not params.stop, "stop strings need a decoder"
-        requests = make_requests(request_id, prompt, params, num_speculative_tokens)
+        requests = make_requests(request_id, prompt, params, num_speculative_tokens, self.grammars)
         texts = [TextStream(decoder(), params.stop) if decoder is not None else None for _ in requests]
         limit = self.limits.max_model_len
         self.scheduler.add(
@@ -96,11 +102,12 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> list[StepOutput]:
         """One pass of the target over everyone who has something to read; what came of it."""
-        lap = self.stats.lap
+        lap, policy = self.stats.lap, self.policy
         self.stats.start()
+        policy.start()
         plan = self.scheduler.plan()
         lap("schedule")
-        proposal = self.drafter.propose(plan.ready, plan.widths)
+        proposal = policy.cut(plan, self.drafter.propose(plan.ready, plan.widths, policy.deeper()))
         for row in plan.left:
             self.drafter.forget(row)
         lap("draft")
@@ -117,7 +124,9 @@ class Engine:
         if batch.tree is not None:
             self.target.pool.move(*accepted_slots(batch, verdict))
         lap("verify")
-        outputs = self.scheduler.commit(plan, offered(plan, proposal), verdict)
+        verified = offered(plan, proposal)
+        outputs = self.scheduler.commit(plan, verified, verdict)
+        policy.learn(plan, batch, verified, verdict)
         self._count(batch, outputs)
         lap("commit")
         self.drafter.observe(seen(plan, batch, hidden, verdict))

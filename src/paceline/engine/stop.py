@@ -1,4 +1,4 @@
-"""Where a request ends: EOS, stop tokens, stop strings and lengths, looked at token by token, in one place.
+"""Where a request ends: EOS, stop tokens, stop strings, grammars and lengths, looked at token by token, in one place.
 
 Knows no tokenizer: text comes from a decoder that is handed in.
 """
@@ -87,7 +87,7 @@ class Ending:
         self, request: Request, eos_token_ids: Sequence[int], max_model_len: int, text: TextStream | None = None
     ) -> None:
         params = request.params
-        self.text = text
+        self.text, self._grammar = text, request.grammar
         self.longest = min(request.num_prompt + params.max_tokens, max_model_len)
         self._shortest = request.num_prompt + params.min_tokens
         self._stop = frozenset(params.stop_token_ids) | frozenset(() if params.ignore_eos else eos_token_ids)
@@ -95,12 +95,18 @@ class Ending:
     def cut(self, length: int, emitted: list[int]) -> tuple[list[int], str | None]:
         """What is kept of the tokens that follow the first `length` ones, and the finish reason if it ends there.
 
-        An EOS or stop token is kept, but is no part of the text."""
+        An EOS or stop token is kept, but is no part of the text. A grammar that comes to its end needs none; one that
+        cannot go on ends the request with what it had."""
+        grammar = self._grammar
+        if grammar is not None and grammar.error is not None:
+            return [], "error"
         for count, token in enumerate(emitted, 1):
             may_stop = length + count >= self._shortest
             if may_stop and token in self._stop:
                 return emitted[:count], "stop"
             if self.text is not None and self.text.append(token, may_stop):
+                return emitted[:count], "stop"
+            if grammar is not None and grammar.commit(token):
                 return emitted[:count], "stop"
             if length + count >= self.longest:
                 return emitted[:count], "length"

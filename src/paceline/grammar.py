@@ -1,0 +1,159 @@
+"""Grammars at work: which tokens may follow what a request has said, and what a draft would make of it.
+
+llguidance compiles grammars and walks them; this is the one file that knows it. A mask depends on the tokens before it
+alone, so that drafter and verifier see the same one, and the text does not depend on what was drafted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paceline.errors import UserError
+from paceline.structured import StructuredOutputsParams
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+KEPT = 64  # compiled grammars, the latest used
+LONGEST_REASON = 200  # characters of what the library says of a bad grammar
+
+
+class Source(Protocol):
+    """The tokenizer, as far as grammars look at it."""
+
+    def to_json(self) -> str:
+        """The text of its tokenizer.json."""
+        ...
+
+
+class Grammars:
+    """Compiles grammars for one tokenizer and keeps the latest; may be called from several threads.
+
+    vocab_size: columns of the model's logits; eos_token_ids: what may end an answer where the grammar lets it end."""
+
+    def __init__(self, tokenizer: Source, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
+        self._source, self._vocab_size, self._eos = tokenizer, vocab_size, list(eos_token_ids)
+        self.compiled = lru_cache(maxsize=KEPT)(self._compile)
+
+    def start(self, asked: StructuredOutputsParams) -> Grammar:
+        """A grammar at its beginning. Raises `UserError` for one that cannot be used, with the library's reason."""
+        return Grammar(self.compiled(asked).deep_copy())
+
+    @cached_property
+    def _tokenizer(self) -> LLTokenizer:
+        return library().LLTokenizer(self._source.to_json(), n_vocab=self._vocab_size, eos_token=self._eos)
+
+    def _compile(self, asked: StructuredOutputsParams) -> LLMatcher:
+        llguidance = library()
+        limits = llguidance.LLParserLimits(verbose_errors=False)
+        try:
+            text = _library_text(asked)
+            matcher: LLMatcher = llguidance.LLMatcher(self._tokenizer, text, log_level=0, limits=limits)
+        except ValueError as error:  # also of text that is not Unicode
+            raise _refused(asked, str(error)) from None
+        trial = matcher.deep_copy()
+        if trial.is_error() or not any(trial.compute_bitmask()) or trial.is_error():
+            raise _refused(asked, trial.get_error() or "no text satisfies it")
+        return matcher
+
+
+class Grammar:
+    """Where one answer stands in its grammar.
+
+    The matcher stands behind the committed tokens and some draft, and walks back and forth between drafts. Masks are
+    kept until tokens are committed: what the drafter asked for, the verifier does not compute again."""
+
+    def __init__(self, matcher: LLMatcher) -> None:
+        self._matcher = matcher
+        self._path: list[int] = []  # what it has read beyond the committed tokens
+        self._masks: dict[tuple[int, ...], bytes] = {}
+
+    @property
+    def error(self) -> str | None:
+        """Why the answer cannot go on: on the way, the grammar proved to take too long."""
+        return _reason(self._matcher.get_error()) if self._matcher.is_error() else None
+
+    def masks(self, paths: Sequence[Sequence[int]], vocab_size: int) -> NDArray[np.bool_]:
+        """Which tokens may follow the committed ones and each path, [len(paths), vocab_size].
+
+        Behind a draft that the grammar refuses, all: no such place is ever reached."""
+        rows = b"".join(self._mask(tuple(path)) for path in paths)
+        bits = np.unpackbits(np.frombuffer(rows, dtype=np.uint8).reshape(len(paths), -1), axis=1, bitorder="little")
+        return bits[:, :vocab_size].view(np.bool_)
+
+    def forced(self, path: Sequence[int] = ()) -> list[int]:
+        """The tokens that must follow the committed ones and the path, as far as there is no choice."""
+        return list(self._matcher.compute_ff_tokens()) if self._go(path) else []
+
+    def allowed(self, path: Sequence[int]) -> int:
+        """How many of these tokens, one after the other, may follow the committed ones."""
+        self._go(path)
+        return len(self._path)
+
+    def commit(self, token: int) -> bool:
+        """One more committed token. Whether the answer is complete: nothing may follow."""
+        self._go(())
+        self._masks.clear()
+        return bool(self._matcher.consume_token(token) and self._matcher.is_stopped())
+
+    def _mask(self, path: tuple[int, ...]) -> bytes:
+        found = self._masks.get(path)
+        if found is None:
+            inside, found = self._go(path), self._matcher.compute_bitmask()
+            if not inside or self._matcher.is_error():
+                found = b"\xff" * len(found)
+            self._masks[path] = found
+        return found
+
+    def _go(self, path: Sequence[int]) -> bool:
+        """Walks to the end of the path, or as far as the grammar allows; whether it got there."""
+        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(self._path, path, strict=False)))
+        if same < len(self._path):
+            self._matcher.rollback(len(self._path) - same)
+        rest = list(path[same:])
+        taken = self._matcher.try_consume_tokens(rest) if rest else 0
+        self._path = [*self._path[:same], *rest[:taken]]
+        return taken == len(rest)
+
+
+def library() -> Any:
+    """llguidance. Raises `UserError` where it is not installed."""
+    try:
+        import llguidance
+    except ImportError:
+        raise UserError("Structured outputs need llguidance; install it with pip install llguidance.") from None
+    return llguidance
+
+
+def _library_text(asked: StructuredOutputsParams) -> str:
+    """What was asked for in the library's own form. Raises `ValueError`."""
+    llguidance = library()
+    if asked.form in ("json", "json_object"):
+        schema = asked.json if asked.json is not None else '{"type": "object"}'
+        space = asked.whitespace_pattern
+        flags = {"whitespace_flexible": False} if space is None else {"whitespace_pattern": space}
+        text: str = llguidance.LLMatcher.grammar_from_json_schema(schema, overrides=flags)
+        return text
+    given = getattr(asked, asked.form)
+    text = llguidance.grammar_from(asked.form, given if isinstance(given, str) else json.dumps(given))
+    return text
+
+
+def _refused(asked: StructuredOutputsParams, said: str) -> UserError:
+    return UserError(f"The {asked.form.replace('_', ' ')} cannot be used: {_reason(said)}; change it.")
+
+
+def _reason(said: str) -> str:
+    """The library's reason in one line, without the picture of the place.
+
+    Example: "at 1(8): invalid regex\\n    (\\n    ^\\nerror: unclosed group" is "unclosed group"."""
+    lines = [line.strip() for line in said.partition("<")[0].splitlines() if line.strip()]
+    told = [line.removeprefix("error:").strip() for line in lines if line.startswith("error:")]
+    return (told or lines or ["no reason given"])[0].rstrip(".")[:LONGEST_REASON]

@@ -1,10 +1,12 @@
-"""`paceline bench`: without a subcommand acceptance and speed on the held-out prompts, with one a larger measurement."""
+"""`paceline bench` and its subcommands: without one, acceptance and speed on the held-out prompts."""
 
 from __future__ import annotations
 
 import typer
 
 from paceline.cli.bench import bench
+from paceline.cli.bench_table import bench_table
 
 bench_group = typer.Typer(name="bench", context_settings={"help_option_names": ["-h", "--help"]})
 bench_group.callback(invoke_without_command=True)(bench)
+bench_group.command("table")(bench_table)

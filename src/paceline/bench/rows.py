@@ -1,0 +1,152 @@
+"""One row of the table: all arms under the same load with the same requests, in turn, several times over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from paceline.bench.columns import Columns, steady_state, whole_run
+from paceline.bench.intervals import medians, ratio
+from paceline.bench.record import Record
+from paceline.bench.runs import Answer, Arm, Closed, Job, Load, Tick
+from paceline.request import SpeculationStats
+
+WARM_UP_TOKENS, WARM_UP_REQUESTS = 16, 8
+Extra = Callable[[Sequence[Answer], Columns], Columns]  # further columns, of the answers and the columns there are
+
+
+@dataclass(frozen=True)
+class Level:
+    """One load. where: in words and numbers, as {"concurrency": 8}."""
+
+    where: dict[str, Any]
+    jobs: Sequence[Job]
+    load: Load
+    extra: Extra = lambda answers, columns: {}
+
+    @property
+    def concurrency(self) -> int | None:
+        """None in an open loop."""
+        return self.load.concurrency if isinstance(self.load, Closed) else None
+
+    @property
+    def tokens(self) -> int:
+        """At most, of all answers."""
+        return sum(job.params.max_tokens for job in self.jobs)
+
+
+@dataclass
+class Side:
+    """What one arm did in the repeats so far. stats: of all repeats together; None when nobody counted."""
+
+    whole: list[Columns] = field(default_factory=list)
+    steady: list[Columns | None] = field(default_factory=list)
+    stats: SpeculationStats | None = None
+    different: int = 0
+    cached: int = 0
+
+    def add(self, answers: Sequence[Answer], level: Level) -> None:
+        columns = whole_run(answers, level.concurrency)
+        self.whole.append(columns | level.extra(answers, columns))
+        self.steady.append(None if level.concurrency is None else steady_state(answers, level.concurrency))
+        self.cached += sum(answer.cached for answer in answers)
+        for answer in answers:
+            if answer.stats is not None:
+                self.stats = self.stats or SpeculationStats()
+                self.stats.add(answer.stats)
+
+
+@dataclass
+class Row:
+    """What each arm made of a load; the first arm is the baseline."""
+
+    where: dict[str, Any]
+    sides: dict[str, Side]
+    by_ids: bool = True
+
+    @property
+    def repeats(self) -> int:
+        return min(len(side.whole) for side in self.sides.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Only of the repeats in which every arm took part."""
+        count = self.repeats
+        base = next(iter(self.sides.values()))
+        return self.where | {
+            "repeats": count,
+            "compared": "token ids" if self.by_ids else "text",
+            "arms": {name: _arm(side, base, count) for name, side in self.sides.items()},
+        }
+
+
+def _arm(side: Side, base: Side, count: int) -> dict[str, Any]:
+    whole, steady = side.whole[:count], side.steady[:count]
+    return {
+        "whole": medians(whole),
+        "steady": medians(steady),
+        "speculation": None if side.stats is None else side.stats.as_dict(),
+        "same": side.different == 0,
+        "different": side.different,
+        "cached_tokens": side.cached,
+        "speedup": {
+            "output": ratio(_rates(whole), _rates(base.whole[:count])),
+            "tpot": ratio(_tpots(base.whole[:count]), _tpots(whole)),
+            "steady": ratio(_rates(steady), _rates(base.steady[:count])),
+        },
+        "by_repeat": [{"whole": one, "steady": other} for one, other in zip(whole, steady, strict=True)],
+    }
+
+
+def _rates(columns: Sequence[Columns | None]) -> list[float | None]:
+    return [None if entry is None else entry["output_tokens_per_second"] for entry in columns]
+
+
+def _tpots(columns: Sequence[Columns]) -> list[float | None]:
+    return [entry["tpot_ms"]["mean"] for entry in columns]
+
+
+def measure(
+    record: Record,
+    arms: Sequence[Arm],
+    levels: Sequence[Level],
+    repeats: int,
+    tick: Tick,
+    say: Callable[[str], None] = lambda words: None,
+) -> Iterator[dict[str, list[Answer]]]:
+    """Fills the record, a row for each level, after every repeat. Who begins a repeat changes from one to the next, and
+    a first short run of everyone is not counted. Yields the answers of each level's last repeat."""
+    for index, level in enumerate(levels):
+        say(", ".join(f"{name} {value}" for name, value in level.where.items()))
+        row = Row(level.where, {arm.name: Side() for arm in arms})
+        warm_up(arms, level.jobs, level.concurrency or 1)
+        found: dict[str, list[Answer]] = {}
+        for number in range(repeats):
+            turn = number % len(arms)
+            for arm in [*arms[turn:], *arms[:turn]]:
+                found[arm.name] = arm.run(level.jobs, level.load, tick)
+            for arm in arms:
+                row.sides[arm.name].add(found[arm.name], level)
+            _compare(row, found)
+            record.put(index, row.as_dict())
+        yield found
+
+
+def warm_up(arms: Sequence[Arm], jobs: Sequence[Job], concurrency: int) -> None:
+    """Caches, allocators, and what an adaptive policy learns of this load in its first steps."""
+    short = [
+        replace(job, params=replace(job.params, max_tokens=min(WARM_UP_TOKENS, job.params.max_tokens)))
+        for job in jobs[: max(concurrency, WARM_UP_REQUESTS)]
+    ]
+    for arm in arms:
+        arm.run(short, Closed(min(concurrency, len(short))), lambda tokens: None)
+
+
+def _compare(row: Row, found: dict[str, list[Answer]]) -> None:
+    """Counts the answers that are not the baseline's."""
+    base = found[next(iter(row.sides))]
+    for name, side in row.sides.items():
+        for one, other in zip(base, found[name], strict=True):
+            by_ids = one.tokens is not None and other.tokens is not None
+            row.by_ids = row.by_ids and by_ids
+            side.different += (one.tokens != other.tokens) if by_ids else (one.text != other.text)

@@ -1,0 +1,141 @@
+"""Rows of a benchmark for people: tables on the terminal, or one in Markdown. And how a run ends, early or not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from paceline.bench.record import Record
+
+FIGURES = ("mean TPOT ms", "mean TTFT ms", "output tok/s", "total tok/s")
+RATIOS = ("speed-up", "by TPOT", "steady state")
+SPECULATION = ("acceptance rate", "acceptance length", "mean width")
+GOODPUT = ("goodput req/s",)
+SHORT = {"concurrency": "conc.", "acceptance rate": "accepted", "acceptance length": "length"}  # on a terminal
+
+
+@contextmanager
+def finishing(record: Record, given: dict[str, Any]) -> Iterator[None]:
+    """Prints what was measured, whatever ended it; exit 1 if an arm said something else than the baseline."""
+    try:
+        yield
+        record.complete = True
+        record.save()
+    finally:
+        if given["json_lines"]:
+            print(json.dumps(record.as_dict()))
+        elif any(row["repeats"] for row in record.rows):
+            print_rows(record.as_dict(), given["markdown"])
+    if not all(arm["same"] for row in record.rows for arm in row["arms"].values()):
+        raise typer.Exit(1)
+
+
+def print_rows(record: dict[str, Any], markdown: bool) -> None:
+    """Only rows with a whole repeat."""
+    rows = [row for row in record["rows"] if row["repeats"]]
+    if markdown:
+        print("\n".join(markdown_table(rows)))
+        return
+    console = Console()
+    console.print(title(record | {"rows": rows}), highlight=False)
+    goodput = GOODPUT if any("goodput" in arm["whole"] for arm in rows[0]["arms"].values()) else ()
+    figures = _table(*headings_of(rows[0]), "arm", *FIGURES, *goodput, "check", "same text")
+    ratios = _table(*headings_of(rows[0]), "arm", *RATIOS, *SPECULATION)
+    for row in rows:
+        for index, (name, arm) in enumerate(row["arms"].items()):
+            figures.add_row(*where_of(row), name, *figures_of(arm), *_limits(arm), _check(arm), same(arm))
+            if index:
+                ratios.add_row(*where_of(row), name, *ratios_of(arm), *speculation_of(arm))
+    console.print(figures)
+    if ratios.row_count:
+        console.print(ratios)
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for heading in headings:
+        table.add_column(SHORT.get(heading, heading), justify="left" if heading in ("arm", "source", "same text") else "right")
+    return table
+
+
+def title(record: dict[str, Any]) -> str:
+    model, machine = record["model"], record["machine"]
+    repeats = min(row["repeats"] for row in record["rows"])
+    return (
+        f"{model['name']}, {model['dtype']}, {machine['processor']}, {machine['threads']} threads; medians of "
+        f"{repeats} repeats, ratios to {record['settings']['arms'][0]} with 95 % confidence intervals"
+    )
+
+
+def headings_of(row: dict[str, Any]) -> list[str]:
+    """What tells rows apart."""
+    return [name for name in ("source", "concurrency", "rate") if name in row]
+
+
+def where_of(row: dict[str, Any]) -> list[str]:
+    return [str(row[name]) for name in headings_of(row)]
+
+
+def figures_of(arm: dict[str, Any]) -> list[str]:
+    whole = arm["whole"]
+    means = [number(whole[name]["mean"], 2) for name in ("tpot_ms", "ttft_ms")]
+    return [*means, *(number(whole[f"{name}_tokens_per_second"], 1) for name in ("output", "total"))]
+
+
+def ratios_of(arm: dict[str, Any]) -> list[str]:
+    return [interval(arm["speedup"][name]) for name in ("output", "tpot", "steady")]
+
+
+def speculation_of(arm: dict[str, Any]) -> list[str]:
+    """Nothing where nothing was drafted."""
+    told = arm["speculation"]
+    if told is None or not told["drafted"]:
+        return [""] * len(SPECULATION)
+    names = (("acceptance_rate", 3), ("acceptance_length", 2), ("mean_width", 2))
+    return [number(told[name], digits) for name, digits in names]
+
+
+def same(arm: dict[str, Any]) -> str:
+    return "yes" if arm["same"] else f"NO ({arm['different']})"
+
+
+def _check(arm: dict[str, Any]) -> str:
+    return number(arm["whole"]["check"], 2)
+
+
+def _limits(arm: dict[str, Any]) -> list[str]:
+    return [number(arm["whole"]["goodput"], 2)] if "goodput" in arm["whole"] else []
+
+
+def number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def interval(ratio: dict[str, Any] | None) -> str:
+    """Example: `1.52x [1.49, 1.55]`."""
+    if ratio is None:
+        return "-"
+    sure = "" if ratio["low"] is None else f" [{ratio['low']:.2f}, {ratio['high']:.2f}]"
+    return f"{ratio['median']:.2f}x{sure}"
+
+
+def markdown_table(rows: list[dict[str, Any]]) -> list[str]:
+    """A line for each arm of a row beside the baseline, figures as `baseline / arm`; for the baseline where it is
+    alone."""
+    lines = [[*headings_of(rows[0]), "arms", *FIGURES, *RATIOS, *SPECULATION, "same text"]]
+    lines.append(["---"] * len(lines[0]))
+    for row in rows:
+        (base_name, base), *others = row["arms"].items()
+        for name, arm in others or [(base_name, base)]:
+            pairs = [f"{a} / {b}" for a, b in zip(figures_of(base), figures_of(arm), strict=True)]
+            ends = [*ratios_of(arm), *speculation_of(arm), same(arm)]
+            lines.append([*where_of(row), f"{base_name} / {name}", *pairs, *ends])
+    return ["| " + " | ".join(cells) + " |" for cells in lines]

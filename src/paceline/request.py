@@ -173,8 +173,8 @@ class Request:
     `tokens` is the prompt, then all that is committed; the last one is pending: the target has not read it yet.
     `cached` of them have been read. `blocks` is the block table; `row` is this request's row in every per-request
     tensor (-1 while it waits).
-    `drafter` names whose drafts it takes (None: the engine's first drafter's). `resting`: no drafts are planned for it, so
-    its drafter need not follow what it reads.
+    `drafter` names whose drafts it takes (None: the engine's first drafter's). `resting`: no drafts are planned for it,
+    so its drafter need not follow what it reads.
     `origins[i]` tells who wrote generated token i: 0 the target, d > 0 an accepted draft of depth d.
     `prompt_logprobs[i]` is about token i + 1 of the prompt: the first one follows nothing.
     `rejected[i]`, if asked for, is the draft in the place of generated token i that the target did not choose, or None.

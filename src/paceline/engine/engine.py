@@ -61,7 +61,8 @@ class Engine:
         self.limits, self.eos_token_ids, self.device = limits, tuple(eos_token_ids), device
         self.grammars = grammars
         self.stats, self.canary = EngineStats(), Canary(drafter.suspects)
-        self.policy = scheduler.policy = TimedPolicy(scheduler.policy)
+        self.policy = TimedPolicy(scheduler.policy)
+        scheduler.widths = self.policy.widths
 
     def add_request(
         self,

@@ -47,7 +47,7 @@ class Scheduler:
                 f"max_model_len is {max_model_len}, but {allocator.num_blocks} blocks hold only {room} tokens: "
                 "lower max_model_len or raise num_blocks."
             )
-        self.allocator, self.policy = allocator, policy
+        self.allocator, self.policy, self.widths = allocator, policy, policy.widths
         self.max_num_batched_tokens, self.max_model_len = max_num_batched_tokens, max_model_len
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
@@ -118,7 +118,7 @@ class Scheduler:
         While others have prompts to read, drafts get at most half of the batch."""
         size, budget = self.allocator.block_size, self.max_num_batched_tokens - len(ready)
         others = self.waiting or len(ready) < len(self.running)
-        widths = self.policy.widths(ready, self._to_read(budget) if others else 0) if ready else []
+        widths = self.widths(ready, self._to_read(budget) if others else 0) if ready else []
         spare = budget // 2 if others else budget
         for r, request in enumerate(ready):
             length = len(request.tokens)

@@ -55,6 +55,15 @@ class Proposal:
             log_q,
         )
 
+    def cut(self, drafts: list[int]) -> Proposal:
+        """Of a chain each, the first drafts[r] drafts of request r, which has at least so many."""
+        counts = [kept + 1 for kept in drafts]
+        width = max(counts)
+        kept = torch.arange(width)[None, :] < torch.tensor(counts)[:, None]
+        parents = self.parents[:, :width].where(kept.to(self.parents.device), -2)
+        log_q = None if self.log_q is None else self.log_q[:, :width]
+        return Proposal(self.tokens[:, :width], parents, counts, self.chain, log_q)
+
 
 @dataclass(frozen=True)
 class Verdict:

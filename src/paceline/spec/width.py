@@ -6,7 +6,6 @@ the drafted tokens, and cannot change the text.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,13 +14,12 @@ from paceline.request import Request
 
 @dataclass(frozen=True)
 class StepFacts:
-    """What a step did, for a policy to learn from. Request r drafted, had `verified[r]` drafts verified, and the target
+    """What a step did, for a policy to learn from. Decoding request r had `verified[r]` drafts verified, and the target
     agreed with the first `accepted[r]` of them.
 
     rows, context: those of the whole pass, the context summed over its requests; seconds: of all but the drafting;
     drafting: seconds of each depth's pass, the first with what it absorbed."""
 
-    requests: list[Request]
     verified: list[int]
     accepted: list[int]
     rows: int
@@ -42,7 +40,7 @@ class WidthPolicy(Protocol):
         """The most drafts worth making for each request that decodes, beside `reading` rows of prompts."""
         ...
 
-    def deeper(self, depth: int, requests: Sequence[Request], confidences: Sequence[float]) -> list[bool]:
+    def deeper(self, depth: int, requests: list[Request], confidences: list[float]) -> list[bool]:
         """Which of those that just got draft number `depth` shall get one more; confidences: log q of these drafts."""
         ...
 
@@ -69,7 +67,7 @@ class FixedWidth:
         k = self.k
         return [k if (own := request.num_speculative_tokens) is None else min(k, own) for request in ready]
 
-    def deeper(self, depth: int, requests: Sequence[Request], confidences: Sequence[float]) -> list[bool]:
+    def deeper(self, depth: int, requests: list[Request], confidences: list[float]) -> list[bool]:
         return [True] * len(requests)
 
     def cut(self, requests: list[Request], drafted: list[int]) -> list[int]:

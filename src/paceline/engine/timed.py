@@ -1,0 +1,71 @@
+"""A width policy with the clock that it does not have itself: what a step tells it, and what its own thinking costs."""
+
+from __future__ import annotations
+
+from time import perf_counter
+
+from paceline.batch import ForwardBatch
+from paceline.drafters.base import Deeper
+from paceline.engine.plan import Plan
+from paceline.request import Request
+from paceline.spec.proposal import Proposal, Verdict
+from paceline.spec.width import StepFacts, WidthPolicy
+
+
+class TimedPolicy:
+    """`seconds`: what the policy took for its decisions, all steps together. Of one that is not adaptive nothing is
+    asked but the widths."""
+
+    def __init__(self, policy: WidthPolicy) -> None:
+        self.policy, self.seconds = policy, 0.0
+        self._began = self._before = self._mark = 0.0
+        self._drafting: list[float] = []
+        self._more = False
+
+    def start(self) -> None:
+        """A step begins."""
+        self._began, self._before = perf_counter(), self.seconds
+
+    def widths(self, ready: list[Request], reading: int) -> list[int]:
+        now = perf_counter()
+        found = self.policy.widths(ready, reading)
+        self.seconds += perf_counter() - now
+        return found
+
+    def deeper(self) -> Deeper | None:
+        """Drafting begins; what the drafter asks on the way."""
+        self._drafting, self._more, self._mark = [], True, perf_counter()
+        return self._deeper if self.policy.adaptive else None
+
+    def _deeper(self, depth: int, requests: list[Request], confidences: list[float]) -> list[bool]:
+        now = perf_counter()
+        self._drafting.append(now - self._mark)
+        more = self.policy.deeper(depth, requests, confidences)
+        self._more, self._mark = any(more), perf_counter()
+        self.seconds += self._mark - now
+        return more
+
+    def cut(self, plan: Plan, proposal: Proposal) -> Proposal:
+        """Drafting is over; the drafts that are worth verifying. Trees stay as they are."""
+        now = perf_counter()
+        if self._more:  # a pass was made after the last question
+            self._drafting.append(0.0)
+        self._drafting[-1] += now - self._mark
+        if self.policy.adaptive and proposal.chain and max(proposal.counts, default=1) > 1:
+            drafted = [count - 1 for count in proposal.counts]
+            kept = self.policy.cut(plan.ready, drafted)
+            if kept != drafted:
+                proposal = proposal.cut(kept)
+            self.seconds += perf_counter() - now
+        return proposal
+
+    def learn(self, plan: Plan, batch: ForwardBatch, verified: list[int], verdict: Verdict) -> None:
+        """The step is over: what came of it, and how long it took without drafting and deciding."""
+        if not self.policy.adaptive:
+            return
+        now = perf_counter()
+        spent = now - self._began - sum(self._drafting) - (self.seconds - self._before)
+        accepted = [len(path) - 1 for path in verdict.paths[: len(plan.ready)]]
+        context = sum(batch.context[: len(plan.ready)])
+        self.policy.learn(StepFacts(verified, accepted, batch.starts[-1], context, spent, self._drafting))
+        self.seconds += perf_counter() - now

@@ -1,0 +1,142 @@
+"""What a step costs: a table measured at start-up, corrected by every step since.
+
+A step is one pass of the target (with everything around it: scheduling, assembling, verification) and one pass of the
+drafter for each depth. The pass is a function of the requests in it, of the rows beyond one for each, and of the
+context; between measured points it is interpolated. Steps of the staircase are kept as far as they were measured.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from math import exp, log
+from typing import Any
+
+from paceline.errors import UserError
+
+_COMMON, _OWN, _CLIP = 0.05, 0.04, 0.3  # how fast the common and a point's own correction follow; the most of one step
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """requests [I]: ascending. extra [I][J]: rows beyond one a request, ascending from 0; seconds [I][J]: of the step
+    without drafting, at next to no context. per_context: seconds for each token of context of each request;
+    per_context_row: for each token of context of each further row.
+    drafting [D]: for each depth the points (requests, seconds), ascending."""
+
+    requests: list[int]
+    extra: list[list[int]]
+    seconds: list[list[float]]
+    per_context: float
+    per_context_row: float
+    drafting: list[list[tuple[int, float]]]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(raw: Any) -> CostTable:
+        """Raises `UserError` for what is no table: it may come from a file."""
+        try:
+            table = CostTable(
+                [int(n) for n in raw["requests"]],
+                [[int(n) for n in row] for row in raw["extra"]],
+                [[float(x) for x in row] for row in raw["seconds"]],
+                float(raw["per_context"]),
+                float(raw["per_context_row"]),
+                [[(int(n), float(x)) for n, x in points] for points in raw["drafting"]],
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError("This is no table of costs; measure it again.") from error
+        table.check()
+        return table
+
+    def check(self) -> None:
+        """Raises `UserError` unless lengths agree, points ascend and seconds are above 0."""
+        shapes = len(self.requests) == len(self.extra) == len(self.seconds) > 0 and all(
+            len(extra) == len(seconds) > 0 for extra, seconds in zip(self.extra, self.seconds, strict=True)
+        )
+        knots = [self.requests, *self.extra, *([n for n, _ in points] for points in self.drafting)]
+        ascending = all(a < b for knot in knots for a, b in pairwise(knot))
+        times = [*(x for row in self.seconds for x in row), *(x for points in self.drafting for _, x in points)]
+        sane = all(0 < x < 1e6 for x in times) and min(self.per_context, self.per_context_row) >= 0
+        if not (shapes and ascending and sane and all(self.drafting) and all(row[0] == 0 for row in self.extra)):
+            raise UserError("This table of costs is damaged; measure it again.")
+
+
+class Costs:
+    """A table and what was learned since: one factor for all passes, which a slow moment of the machine moves, and one
+    for each point, which moves where the table was wrong. Kept as logarithms, so that ratios are what is learned."""
+
+    def __init__(self, table: CostTable) -> None:
+        self.table = table
+        self._common = 0.0
+        self._own = [[0.0] * len(row) for row in table.seconds]
+        self._drafting = [0.0] * len(table.drafting)
+
+    def passes(self, requests: int, reading: int, context: float, most: int) -> list[float]:
+        """Seconds of a step without drafting, for 0 .. most drafts, beside `reading` rows of prompts.
+
+        context: tokens, summed over the requests."""
+        table = self.table
+        i, share = _place(table.requests, requests)
+        curves = [(share, i + 1), (1 - share, i)] if share else [(1.0, i)]
+        found = [0.0] * (most + 1)
+        for weight, k in curves:
+            scale = [weight * x * exp(own) for x, own in zip(table.seconds[k], self._own[k], strict=True)]
+            for b, x in enumerate(_curve(table.extra[k], scale, reading, reading + most)):
+                found[b] += x
+        factor, each = exp(self._common), table.per_context_row * context / max(requests, 1)
+        fixed = table.per_context * context
+        return [(x + fixed + each * b) * factor for b, x in enumerate(found)]
+
+    def drafts(self, depth: int, most: int) -> list[float]:
+        """Seconds of making draft number `depth` + 1 for 0 .. most requests. Beyond the table as its last depth."""
+        d = min(depth, len(self.table.drafting) - 1)
+        points, factor = self.table.drafting[d], exp(self._common + self._drafting[d])
+        knots, seconds = [n for n, _ in points], [x * factor for _, x in points]
+        return [0.0, *_curve(knots, seconds, 1, max(most, 1))]
+
+    def learn_pass(self, requests: int, extra: int, context: float, seconds: float) -> None:
+        """A step with so many rows beyond one a request took so long."""
+        expected = self.passes(requests, extra, context, 0)[0]
+        error = max(-_CLIP, min(_CLIP, log(max(seconds, 1e-9) / expected)))
+        self._common += _COMMON * error
+        i, share = _place(self.table.requests, requests)
+        for k, weight in ((i, 1 - share), (i + 1, share)):
+            if weight:
+                j, part = _place(self.table.extra[k], extra)
+                self._own[k][j] += _OWN * weight * (1 - part) * error
+                if part:
+                    self._own[k][j + 1] += _OWN * weight * part * error
+
+    def learn_draft(self, depth: int, requests: int, seconds: float) -> None:
+        d = min(depth, len(self._drafting) - 1)
+        expected = self.drafts(depth, requests)[requests]
+        self._drafting[d] += _OWN * max(-_CLIP, min(_CLIP, log(max(seconds, 1e-9) / expected)))
+
+
+def _place(knots: Sequence[int], x: int) -> tuple[int, float]:
+    """Where x lies: knots[i] and the share of the way to knots[i + 1]; at the ends the end itself."""
+    i = bisect(knots, x) - 1
+    if i < 0:
+        return 0, 0.0
+    if i >= len(knots) - 1:
+        return len(knots) - 1, 0.0
+    return i, (x - knots[i]) / (knots[i + 1] - knots[i])
+
+
+def _curve(knots: Sequence[int], values: Sequence[float], start: int, stop: int) -> list[float]:
+    """The values at start .. stop, linear between the knots. Below the first one its value; beyond the last one it
+    rises as on the average (a rise of the last two alone would be mostly noise)."""
+    found = [values[0]] * max(0, min(knots[0], stop + 1) - start)
+    for i in range(len(knots) - 1):
+        low, high = max(start, knots[i]), min(stop + 1, knots[i + 1])
+        slope = (values[i + 1] - values[i]) / (knots[i + 1] - knots[i])
+        found += [values[i] + slope * (x - knots[i]) for x in range(low, high)]
+    span = knots[-1] - knots[0]
+    slope = max(0.0, values[-1] - values[0]) / span if span else values[-1] / max(knots[-1], 1)
+    found += [values[-1] + slope * (x - knots[-1]) for x in range(max(start, knots[-1]), stop + 1)]
+    return found

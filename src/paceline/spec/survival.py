@@ -1,0 +1,135 @@
+"""How likely drafts are to be accepted: counted, calibrated by the drafter's confidence, shifted by request.
+
+Three questions are asked of what was seen so far, for draft j of a request whose drafts before it are accepted:
+
+    before any is made     P(accept j)                                      counts by depth
+    once j is made         P(accept j | log q of j)                         counts by depth and bin of confidence
+    whether to make j      P(accept j | log q of j-1)                       counts by depth and bin of confidence
+
+Each is a discounted Beta count with a prior, so that drafting starts at once and old text is forgotten. A request's own
+history is one number, its log-odds against everybody's: p / (1 - p) is multiplied by e^shift. The shift follows the
+gradient of the log-likelihood, y - p, and decays towards 0, which shrinks it to the common estimate.
+Greedy requests and those that draw are counted apart: the drafter's log q means another thing there.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import exp, log
+
+from paceline.request import Request
+
+# Bins of q, finest near 1: there lies the difference between one draft more and three.
+_EDGES = (0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.88, 0.93, 0.96, 0.98, 0.99, 0.995)
+_LOG_EDGES = tuple(log(edge) for edge in _EDGES)
+_MIDDLES = tuple((low + high) / 2 for low, high in zip((0.0, *_EDGES), (*_EDGES, 1.0), strict=True))
+_FIRST = (0.8, 0.78, 0.75)  # prior of depths 1, 2, 3, ...; the last one goes on
+_PRIOR, _KEEP = 4.0, 0.999  # the prior counts as so many drafts; a count loses 1 in 1000 with each new one
+_RATE, _DECAY = 0.3, 0.97  # of a request's shift: how fast it follows one draft, what is left of it after one
+_STEP, _LEVELS = 0.35, 6  # shifts are used in steps, so that requests of one level share their sums
+
+
+class Rate:
+    """A discounted Beta count: `mean` is the share of ones among what was seen, prior included."""
+
+    __slots__ = ("count", "mean")
+
+    def __init__(self, prior: float) -> None:
+        self.mean, self.count = prior, _PRIOR
+
+    def add(self, outcome: float) -> None:
+        self.count = self.count * _KEEP + 1
+        self.mean += (outcome - self.mean) / self.count
+
+
+def confidence_bin(log_q: float) -> int:
+    return bisect(_LOG_EDGES, log_q)
+
+
+def shifted(p: float, odds: float) -> float:
+    """The probability whose odds are `odds` times those of p."""
+    raised = p * odds
+    return raised / (1 - p + raised)
+
+
+@dataclass
+class Depths:
+    """The counts of one kind of request, by depth (0: the first draft)."""
+
+    most: int
+    plain: list[Rate] = field(init=False)
+    seen: list[list[Rate]] = field(init=False)
+    ahead: list[list[Rate]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.plain = [Rate(_FIRST[min(j, len(_FIRST) - 1)]) for j in range(self.most)]
+        # A draft of confidence q is right a little less often than q; what follows a sure draft is likely sure.
+        self.seen = [[Rate(0.05 + 0.93 * q) for q in _MIDDLES] for _ in range(self.most)]
+        self.ahead = [[Rate(0.3 + 0.6 * q) for q in _MIDDLES] for _ in range(self.most)]
+
+
+@dataclass
+class History:
+    """One request's row: whose it is, its shift, and what its present drafts looked like."""
+
+    owner: Request
+    kind: int
+    shift: float = 0.0
+    bins: list[int] = field(default_factory=list)
+
+    @property
+    def level(self) -> int:
+        return max(-_LEVELS, min(_LEVELS, round(self.shift / _STEP)))
+
+
+class Survival:
+    """Estimates for at most `most` drafts, learned from verdicts.
+
+    Example: a fresh one gives a chain of three drafts the probabilities .8, .8 * .78, .8 * .78 * .75."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.kinds = (Depths(most), Depths(most))  # greedy, drawn
+        self._rows: dict[int, History] = {}
+
+    def history(self, request: Request) -> History:
+        """That of the request's row; a new one when the row has changed hands."""
+        found = self._rows.get(request.row)
+        if found is None or found.owner is not request:
+            found = self._rows[request.row] = History(request, int(request.params.temperature > 0))
+        return found
+
+    def chain(self, kind: int, level: int, bins: Sequence[int], length: int) -> list[float]:
+        """P(the first j drafts are accepted), j = 1 .. length, where drafts with the confidences `bins` were made."""
+        counts, odds, product, products = self.kinds[kind], exp(_STEP * level), 1.0, []
+        for j in range(length):
+            if j < len(bins):
+                rate = counts.seen[j][bins[j]]
+            elif j and j == len(bins):
+                rate = counts.ahead[j][bins[j - 1]]
+            else:
+                rate = counts.plain[j]
+            product *= shifted(rate.mean, odds)
+            products.append(product)
+        return products
+
+    def learn(self, history: History, verified: int, accepted: int) -> None:
+        """The target saw `verified` of the request's drafts and took the first `accepted`.
+
+        What was drafted but not verified counts as what its confidence says: left out, it would make the depth look as
+        good as those drafts that were thought worth a row."""
+        counts, bins, odds = self.kinds[history.kind], history.bins, exp(_STEP * history.level)
+        for j in range(min(accepted + 1, max(verified, len(bins)))):
+            known = j < len(bins)
+            rate = counts.seen[j][bins[j]] if known else counts.plain[j]
+            expected = shifted(rate.mean, odds)
+            outcome = float(j < accepted) if j < verified else expected
+            if j < verified:
+                history.shift = history.shift * _DECAY + _RATE * (outcome - expected)
+                if known:
+                    rate.add(outcome)
+            counts.plain[j].add(outcome)
+            if j and j <= len(bins):
+                counts.ahead[j][bins[j - 1]].add(outcome)

@@ -119,7 +119,7 @@ class ServerArm:
             for event in _events(response):
                 _read(event, answer)
         except (OSError, HTTPException) as error:
-            raise ServerError(f"stopped answering ({error or type(error).__name__})") from error
+            raise ServerError(f"stopped answering ({getattr(error, 'strerror', None) or repr(error)})") from error
         finally:
             connection.close()
         if not answer.times:

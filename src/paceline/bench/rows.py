@@ -59,10 +59,12 @@ class Side:
 
 @dataclass
 class Row:
-    """What each arm made of a load; the first arm is the baseline."""
+    """What each arm made of a load; the first arm is the baseline. reference: the arm with whose answers those of the
+    others are compared."""
 
     where: dict[str, Any]
     sides: dict[str, Side]
+    reference: str
     by_ids: bool = True
 
     @property
@@ -113,12 +115,14 @@ def measure(
     repeats: int,
     tick: Tick,
     say: Callable[[str], None] = lambda words: None,
+    reference: str | None = None,
 ) -> Iterator[dict[str, list[Answer]]]:
     """Fills the record, a row for each level, after every repeat. Who begins a repeat changes from one to the next, and
-    a first short run of everyone is not counted. Yields the answers of each level's last repeat."""
+    a first short run of everyone is not counted. reference: the arm whose answers are right, else the first. Yields the
+    answers of each level's last repeat."""
     for index, level in enumerate(levels):
         say(", ".join(f"{name} {value}" for name, value in level.where.items()))
-        row = Row(level.where, {arm.name: Side() for arm in arms})
+        row = Row(level.where, {arm.name: Side() for arm in arms}, reference or arms[0].name)
         warm_up(arms, level.jobs, level.concurrency or 1)
         found: dict[str, list[Answer]] = {}
         for number in range(repeats):
@@ -143,8 +147,8 @@ def warm_up(arms: Sequence[Arm], jobs: Sequence[Job], concurrency: int) -> None:
 
 
 def _compare(row: Row, found: dict[str, list[Answer]]) -> None:
-    """Counts the answers that are not the baseline's."""
-    base = found[next(iter(row.sides))]
+    """Counts the answers that are not the reference's."""
+    base = found[row.reference]
     for name, side in row.sides.items():
         for one, other in zip(base, found[name], strict=True):
             by_ids = one.tokens is not None and other.tokens is not None

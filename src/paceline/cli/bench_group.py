@@ -5,8 +5,12 @@ from __future__ import annotations
 import typer
 
 from paceline.cli.bench import bench
+from paceline.cli.bench_compare import bench_compare
+from paceline.cli.bench_rate import bench_rate
 from paceline.cli.bench_table import bench_table
 
 bench_group = typer.Typer(name="bench", context_settings={"help_option_names": ["-h", "--help"]})
 bench_group.callback(invoke_without_command=True)(bench)
 bench_group.command("table")(bench_table)
+bench_group.command("compare")(bench_compare)
+bench_group.command("rate")(bench_rate)

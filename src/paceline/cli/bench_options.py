@@ -94,7 +94,7 @@ Markdown = Annotated[bool, typer.Option("--markdown", help="Print the table in M
 SpecBench = Annotated[
     Path | None,
     typer.Option(
-        help="Also write the answers as Spec-Bench's JSONL, one file an arm: FILE-ARM.jsonl.",
+        help="Also write the first row's answers as Spec-Bench's JSONL, a file an arm: FILE-ARM.jsonl.",
         rich_help_panel=RESULT,
         metavar="FILE",
     ),

@@ -15,7 +15,7 @@ from paceline.errors import UserError
 if TYPE_CHECKING:
     from paceline.bench.record import Record
     from paceline.bench.rows import Level
-    from paceline.bench.runs import Arm, Tick
+    from paceline.bench.runs import Answer, Arm, Tick
     from paceline.bench.workload import Workload
     from paceline.loaded import Loaded
 
@@ -121,19 +121,22 @@ def new_record(kind: str, given: dict[str, Any], loaded: Loaded, arms: Sequence[
 
 
 def run_all(
-    record: Record, arms: Sequence[Arm], levels: Sequence[Level], given: dict[str, Any], loaded: Loaded
-) -> None:
-    """Measures, and shows what was measured, whatever ends it. Of the first level Spec-Bench's answers are kept."""
+    record: Record,
+    arms: Sequence[Arm],
+    levels: Sequence[Level],
+    given: dict[str, Any],
+    reference: str | None = None,
+    exact: Sequence[str] | None = None,
+) -> Iterator[dict[str, list[Answer]]]:
+    """Measures, and shows what was measured, whatever ends it. reference: the arm whose answers are right, else the
+    first. exact: the arms that must give them too, else all. Yields the answers of each level."""
     from paceline.bench.rows import measure
-    from paceline.bench.spec_bench import write_answers
     from paceline.cli.bench_show import finishing
 
-    repeats, file = given["repeats"], given.get("spec_bench")
+    repeats = given["repeats"]
     tokens = repeats * len(arms) * sum(level.tokens for level in levels)
-    with finishing(record, given), progress_bar(tokens) as (tick, say):
-        for index, found in enumerate(measure(record, arms, levels, repeats, tick, say)):
-            if file is not None and not index:
-                write_answers(file, levels[0].jobs, found, record.model["name"], loaded.tokenizer)
+    with finishing(record, given, exact), progress_bar(tokens) as (tick, say):
+        yield from measure(record, arms, levels, repeats, tick, say, reference)
 
 
 @contextmanager

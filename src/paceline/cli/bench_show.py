@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +23,9 @@ SHORT = {"concurrency": "conc.", "acceptance rate": "accepted", "acceptance leng
 
 
 @contextmanager
-def finishing(record: Record, given: dict[str, Any]) -> Iterator[None]:
-    """Prints what was measured, whatever ended it; exit 1 if an arm said something else than the baseline."""
+def finishing(record: Record, given: dict[str, Any], exact: Sequence[str] | None = None) -> Iterator[None]:
+    """Prints what was measured, whatever ended it; exit 1 if an arm said something else than the reference. exact: the
+    arms that must not, all by default."""
     try:
         yield
         record.complete = True
@@ -34,7 +35,8 @@ def finishing(record: Record, given: dict[str, Any]) -> Iterator[None]:
             print(json.dumps(record.as_dict()))
         elif any(row["repeats"] for row in record.rows):
             print_rows(record.as_dict(), given["markdown"])
-    if not all(arm["same"] for row in record.rows for arm in row["arms"].values()):
+    arms = [(name, arm) for row in record.rows for name, arm in row["arms"].items()]
+    if not all(arm["same"] for name, arm in arms if exact is None or name in exact):
         raise typer.Exit(1)
 
 
@@ -62,7 +64,9 @@ def print_rows(record: dict[str, Any], markdown: bool) -> None:
 def _table(*headings: str) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for heading in headings:
-        table.add_column(SHORT.get(heading, heading), justify="left" if heading in ("arm", "source", "same text") else "right")
+        table.add_column(
+            SHORT.get(heading, heading), justify="left" if heading in ("arm", "source", "same text") else "right"
+        )
     return table
 
 

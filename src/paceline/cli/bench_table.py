@@ -71,10 +71,13 @@ def bench_table(
     Requests are always in flight up to the concurrency. Answers have a fixed length. What was measured is kept when
     something ends the run early."""
     given = locals()
+    from paceline.bench.spec_bench import write_answers
+
     setup.check_places(given)
     work, names = setup.workload(given), setup.arm_names(given)
     counts = {level: requests_at(level, given["num_requests"]) for level in parse_concurrency(concurrency)}
-    if (most := max(counts)) > min(counts.values()):
+    most = max(counts)
+    if counts[most] < most:
         raise UserError(
             f"{counts[most]} requests cannot be {most} in flight: raise --num-requests or lower --concurrency."
         )
@@ -86,7 +89,10 @@ def bench_table(
     ]
     longest = max(len(job.prompt) for level in levels for job in level.jobs) + work.params.max_tokens
     sides = setup.make_arms(given, names, loaded, most, longest)
-    setup.run_all(setup.new_record("table", given, loaded, sides, work), sides, levels, given, loaded)
+    record = setup.new_record("table", given, loaded, sides, work)
+    for index, found in enumerate(setup.run_all(record, sides, levels, given)):
+        if spec_bench is not None and not index:
+            write_answers(spec_bench, levels[0].jobs, found, record.model["name"], loaded.tokenizer)
 
 
 def parse_concurrency(text: str) -> list[int]:

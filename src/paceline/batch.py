@@ -18,10 +18,10 @@ class ForwardBatch:
     tokens [T] int64; positions [T] int64: the rotary place; slots [T] int64: where each token's KV goes in the pool
     (slot of logical place p of a request is `blocks[p // block_size] * block_size + p % block_size`).
     starts: R+1 query offsets (host); context: R counts of logical places before the first query of each request (host).
-    blocks: R block tables (host lists). `first`: logical places below it hold nothing and are never attended (0 for a
-    target, d for MTP depth d). tree [T] int64 ancestor masks, or None when every request is a chain: a row sees all the
-    context and, of its own request's rows in this pass, those rows j up to itself whose bit j is set (its ancestors and
-    itself); -1 is a row of a chain. take [L] int64: rows whose logits are wanted.
+    blocks: R block tables (host lists). first: R logical places (host); those below hold nothing and are never attended
+    (0 for a target, d or later for MTP depth d). tree [T] int64 ancestor masks, or None when all requests are chains: a
+    row sees all the context and, of its own request's rows in this pass, those rows j up to itself whose bit j is set
+    (its ancestors and itself); -1 is a row of a chain. take [L] int64: rows whose logits are wanted.
 
     Example: block_size 4, one request with blocks [7, 2], 3 places cached, 2 new tokens: context [3], starts [0, 2],
     slots [7*4+3, 2*4+0].
@@ -34,16 +34,18 @@ class ForwardBatch:
     context: list[int]
     blocks: list[list[int]]
     take: Tensor
-    first: int = 0
+    first: list[int]
     tree: Tensor | None = None
 
 
 class Row(NamedTuple):
-    """One request in a pass: `tokens` at the logical places from `place` on, in the slots of `blocks`."""
+    """One request in a pass: `tokens` at the logical places from `place` on, in the slots of `blocks`. first: the first
+    place that they see, where that is later than the batch's."""
 
     tokens: list[int]
     place: int
     blocks: list[int]
+    first: int = 0
 
 
 def make_batch(
@@ -54,7 +56,8 @@ def make_batch(
     take: Sequence[int] | None = None,
     device: torch.device | str | None = None,
 ) -> ForwardBatch:
-    """A batch of chains, one for each row. A token's rotary position is its place less `first`.
+    """A batch of chains, one for each row. A token's rotary position is its place less `first`, and it sees no place
+    below `first`.
 
     take: which of the T tokens' logits are wanted; None: those of each row's last token.
 
@@ -81,7 +84,7 @@ def make_batch(
         context=[row.place for row in rows],
         blocks=[row.blocks for row in rows],
         take=columns[3 * total :],
-        first=first,
+        first=[max(first, row.first) for row in rows],
     )
 
 

@@ -52,7 +52,7 @@ def batch_of(
         context=[spans[r][0] for r in live],
         blocks=[tables[r] for r in live],
         take=torch.arange(starts[-1]),
-        first=first,
+        first=[first] * len(live),
     )
 
 

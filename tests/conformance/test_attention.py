@@ -64,30 +64,35 @@ def test_a_row_sees_its_context_and_its_ancestors(data: st.DataObject) -> None:
     pool = Pool(CacheSpec(1, kv_heads, WIDTH, WIDTH // 2 if latent else WIDTH, latent), sum(needs), size, torch.float32)
     pool.k[0].normal_(generator=generator)
     pool.v[0].normal_(generator=generator)
-    rows = [Row([1] * len(tree), context, table) for tree, context, table in zip(trees, contexts, tables, strict=True)]
+    firsts = [data.draw(st.sampled_from([0, context // 2, context]), "first") for context in contexts]
+    drawn = zip(trees, contexts, tables, firsts, strict=True)
+    rows = [Row([1] * len(tree), context, table, first) for tree, context, table, first in drawn]
     batch = make_batch(rows, size)
     if not chain:
         batch = replace(batch, tree=torch.tensor([mask for tree in trees for mask in masks(tree)]))
     q = torch.randn(batch.starts[-1], heads, WIDTH, generator=generator)
     k = torch.randn(batch.starts[-1], kv_heads, WIDTH, generator=generator)
     out = PagedAttend(pool, batch)(0, q, k, k[..., : pool.spec.v_dim], SCALE)
-    for r, (tree, context) in enumerate(zip(trees, contexts, strict=True)):
+    for r, (tree, context, first) in enumerate(zip(trees, contexts, firsts, strict=True)):
         for node in range(len(tree)):
-            places = visible(tree, context, node, 0)
+            places = visible(tree, context, node, first)
             slots = torch.tensor([tables[r][place // size] * size + place % size for place in places])
             expected = attention(q[batch.starts[r] + node], pool.k[0][slots], pool.v[0][slots])
             torch.testing.assert_close(out[batch.starts[r] + node], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("later", [False, True], ids=["the batch", "its row"])
 @pytest.mark.parametrize("context", [0, 2, 40])
-def test_places_below_first_are_never_seen(context: int) -> None:
-    """What lies there is not a number, and no row at or above `first` notices."""
+def test_places_below_first_are_never_seen(context: int, later: bool) -> None:
+    """What lies there is no number to add, and no row at or above `first` notices."""
     first, rows = 3, 6
-    pool = Pool(CacheSpec(1, 1, WIDTH, WIDTH, True), 12, 4, torch.float32)
+    pool = Pool(CacheSpec(1, 1, WIDTH, WIDTH, True), 24, 4, torch.float32)
     pool.k[0].normal_(generator=torch.Generator().manual_seed(0))
     pool.k[0][:first] = 1e30
-    batch = make_batch([Row([1] * rows, context, list(range(12)))], 4, first=first)
-    q, k = (torch.randn(rows, 1, WIDTH, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    ours, another = Row([1] * rows, context, list(range(12)), first), Row([1] * rows, context, list(range(12, 24)))
+    batch = make_batch([ours, another] if later else [ours], 4, first=0 if later else first)
+    count = batch.starts[-1]
+    q, k = (torch.randn(count, 1, WIDTH, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
     k[: max(0, first - context)] = 1e30
     out = PagedAttend(pool, batch)(0, q, k, k, SCALE)
     for row in range(max(0, first - context), rows):

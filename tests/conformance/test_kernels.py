@@ -106,7 +106,7 @@ def test_softmax_equals_the_reference(context: int, first: int) -> None:
 def test_attention_over_latents_equals_the_reference_and_a_row_is_its_own(first: int) -> None:
     """Three requests in one call, scattered blocks; then each request's rows in other cuts."""
     heads, k_dim, v_dim, size = 8, 96, 64, 4
-    contexts, counts = [0, 5, 37], [6, 1, 11]
+    contexts, counts, firsts = [0, 5, 37], [6, 1, 11], [first, 2 * first, 3 * first]
     needs = [-(-(context + count) // size) for context, count in zip(contexts, counts, strict=True)]
     blocks = torch.randperm(sum(needs), generator=torch.Generator().manual_seed(1)).tolist()
     tables = [[blocks.pop() for _ in range(need)] for need in needs]
@@ -118,15 +118,18 @@ def test_attention_over_latents_equals_the_reference_and_a_row_is_its_own(first:
         rows = torch.cat([q[begins[r] + start : begins[r] + end] for r, start, end in pieces])
         starts = [0, *accumulate(end - start for _, start, end in pieces)]
         where = native.Tables.of(
-            starts, [contexts[r] + start for r, start, _ in pieces], [tables[r] for r, *_ in pieces]
+            starts,
+            [contexts[r] + start for r, start, _ in pieces],
+            [firsts[r] for r, *_ in pieces],
+            [tables[r] for r, *_ in pieces],
         )
         padded = torch.cat((rows, rows[:, :1]), dim=1)[:, :heads]  # rows apart by more than their heads
-        return native.attend_latent(padded, keys, where, v_dim, size, first, 0.3)
+        return native.attend_latent(padded, keys, where, v_dim, size, 0.3)
 
     whole = attend([(r, 0, count) for r, count in enumerate(counts)]).split(counts)
     for r, (context, count, table) in enumerate(zip(contexts, counts, tables, strict=True)):
         slots = torch.tensor([table[p // size] * size + p % size for p in range(context + count)])
-        sight = reference.Sight(count, context + count, context, first, q.device)
+        sight = reference.Sight(count, context + count, context, firsts[r], q.device)
         begin = sum(counts[:r])
         expected = reference.attend_rows(
             q[begin : begin + count].float(), [keys[slots].float()], [keys[slots, :, :v_dim].float()], sight, 0.3

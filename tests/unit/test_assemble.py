@@ -31,14 +31,14 @@ def test_a_slot_is_its_places_block_and_offset(
 ) -> None:
     rows = [Row([100 * r + j for j in range(count)], place, blocks) for r, (place, count, blocks) in enumerate(drawn)]
     batch = make_batch(rows, block_size, first=first)
-    for r, (tokens, place, blocks) in enumerate(rows):
+    for r, (tokens, place, blocks, _) in enumerate(rows):
         mine = slice(batch.starts[r], batch.starts[r + 1])
         places = range(place, place + len(tokens))
         assert batch.tokens[mine].tolist() == tokens
         assert batch.slots[mine].tolist() == [blocks[p // block_size] * block_size + p % block_size for p in places]
         assert batch.positions[mine].tolist() == [p - first for p in places]
         assert batch.take[r] == batch.starts[r + 1] - 1
-    assert batch.context == [place for place, _, _ in drawn] and batch.tree is None and batch.first == first
+    assert batch.context == [place for place, _, _ in drawn] and batch.tree is None and batch.first == [first] * len(rows)
 
 
 def test_nodes_then_chunks_and_the_rows_whose_logits_are_wanted() -> None:

@@ -41,7 +41,7 @@ class PagedAttend:
         pool.write(layer, batch.slots, k, v)
         keys, values = pool.k[layer], pool.v[layer]
         if pool.spec.latent and batch.tree is None and native.attends_latent(q, pool.spec.v_dim):
-            return native.attend_latent(q, keys, self.tables, pool.spec.v_dim, pool.block_size, batch.first, scale)
+            return native.attend_latent(q, keys, self.tables, pool.spec.v_dim, pool.block_size, scale)
         outs = [
             attend_rows(q[r.start : r.end], [keys[p] for p in r.pieces], [values[p] for p in r.pieces], r.sight, scale)
             for r in self.reaches
@@ -50,7 +50,7 @@ class PagedAttend:
 
     @cached_property
     def tables(self) -> native.Tables:
-        return native.Tables.of(self.batch.starts, self.batch.context, self.batch.blocks)
+        return native.Tables.of(self.batch.starts, self.batch.context, self.batch.first, self.batch.blocks)
 
     @cached_property
     def reaches(self) -> list[Reach]:
@@ -63,7 +63,7 @@ def reach_of(batch: ForwardBatch, r: int, block_size: int) -> Reach:
     device, tree = batch.slots.device, batch.tree
     width = -(-(context + end - start) // SPARE_SLOTS) * SPARE_SLOTS
     ancestors = None if tree is None else tree[start:end]
-    sight = Sight(end - start, width, context, batch.first, device, ancestors)
+    sight = Sight(end - start, width, context, batch.first[r], device, ancestors)
     return Reach(start, end, pieces_of(batch.blocks[r], context + end - start, width, block_size, device), sight)
 
 

@@ -231,11 +231,12 @@ INLINE void attend_tile(const int rows, const bf16 *q, long q_stride, const bf16
  * multiple of 32, v_dim of 64, heads of 4; scale is above 0. q [rows, heads, k_dim], rows `q_stride` apart; keys
  * [slots, k_dim]; out [rows, heads, v_dim]. Request r owns the rows starts[r] .. starts[r + 1], which lie at the
  * places from context[r] on; place p is in slot blocks[tables[r] + p / block_size] * block_size + p % block_size. A
- * row sees the places first .. its own (itself at least). latents: as many pointers as the longest context with its
+ * row sees the places first[r] .. its own (itself at least). latents: as many pointers as the longest context with its
  * rows; scratch: 16 * (k_dim + as many + 1) floats. */
 void attend_latent(const bf16 *q, const bf16 *keys, bf16 *out, const int64_t *starts, const int64_t *context,
-                   const int64_t *tables, const int64_t *blocks, const bf16 **latents, float *scratch, long requests,
-                   long heads, long q_stride, long k_dim, long v_dim, long block_size, long first, float scale) {
+                   const int64_t *first, const int64_t *tables, const int64_t *blocks, const bf16 **latents,
+                   float *scratch, long requests, long heads, long q_stride, long k_dim, long v_dim, long block_size,
+                   float scale) {
     bf16 *query = (bf16 *)scratch;
     float *weights = scratch + 8 * k_dim;
     for (long r = 0; r < requests; r++) {
@@ -244,8 +245,8 @@ void attend_latent(const bf16 *q, const bf16 *keys, bf16 *out, const int64_t *st
         for (long p = 0; p < context[r] + rows; p++)
             latents[p] = keys + (table[p / block_size] * block_size + p % block_size) * k_dim;
         while (row < rows) {
-            int tile = rows - row >= 4 && first < end + row ? 4 : 1;
-            long begin = first < end + row ? first : end + row - 1;
+            int tile = rows - row >= 4 && first[r] < end + row ? 4 : 1;
+            long begin = first[r] < end + row ? first[r] : end + row - 1;
             const bf16 *x = q + (starts[r] + row) * q_stride;
             bf16 *y = out + (starts[r] + row) * heads * v_dim;
             for (long h = 0; h < heads; h += 4, x += 4 * k_dim, y += 4 * v_dim)

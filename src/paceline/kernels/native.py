@@ -33,7 +33,7 @@ _SIGNATURES = {
     "causal_softmax": [_POINTER] + [_LONG] * 5,
     "route": [_POINTER] * 4 + [_LONG] * 4 + [ctypes.c_int, _FLOAT],
     "gated": [_POINTER] * 3 + [_LONG] * 4,
-    "attend_latent": [_POINTER] * 9 + [_LONG] * 7 + [_FLOAT],
+    "attend_latent": [_POINTER] * 10 + [_LONG] * 6 + [_FLOAT],
     "int8_linear": [_POINTER] * 5 + [_LONG] * 3 + [ctypes.c_int],
 }
 
@@ -164,17 +164,17 @@ class Tables:
     longest: int
 
     @staticmethod
-    def of(starts: list[int], context: list[int], blocks: list[list[int]]) -> Tables:
-        """starts R+1, context R and blocks R as in a ForwardBatch."""
+    def of(starts: list[int], context: list[int], first: list[int], blocks: list[list[int]]) -> Tables:
+        """starts R+1; context, first and blocks R, as in a ForwardBatch."""
         offsets = [0, *accumulate(map(len, blocks))]
-        numbers = torch.tensor([*starts, *context, *offsets[:-1], *chain.from_iterable(blocks)], dtype=torch.int64)
+        numbers = torch.tensor(
+            [*starts, *context, *first, *offsets[:-1], *chain.from_iterable(blocks)], dtype=torch.int64
+        )
         longest = max(c + end - start for c, start, end in zip(context, starts, starts[1:], strict=False))
         return Tables(numbers, starts, context, longest)
 
 
-def attend_latent(
-    q: Tensor, keys: Tensor, tables: Tables, v_dim: int, block_size: int, first: int, scale: float
-) -> Tensor:
+def attend_latent(q: Tensor, keys: Tensor, tables: Tables, v_dim: int, block_size: int, scale: float) -> Tensor:
     """Attention of all requests over latents: q [T, H, k_dim], keys [slots, 1, k_dim], of which the first v_dim numbers
     are the value too; returns [T, H, v_dim]. Row by row what `reference.attend_rows` says for a chain."""
     requests, (rows, heads, k_dim) = len(tables.context), q.shape
@@ -183,10 +183,10 @@ def attend_latent(
     numbers, latents = tables.numbers.data_ptr(), scratch.data_ptr()
     pointers = (
         *(q.data_ptr(), keys.data_ptr(), out.data_ptr()),
-        *(numbers + 8 * offset for offset in (0, requests + 1, 2 * requests + 1, 3 * requests + 1)),
+        *(numbers + 8 * offset for offset in (0, requests + 1, 2 * requests + 1, 3 * requests + 1, 4 * requests + 1)),
         *(latents, latents + 8 * tables.longest),
     )
-    _call("attend_latent", *pointers, requests, heads, q.stride(0), k_dim, v_dim, block_size, first, scale)
+    _call("attend_latent", *pointers, requests, heads, q.stride(0), k_dim, v_dim, block_size, scale)
     return out
 
 

@@ -21,6 +21,7 @@ from typer.main import get_command
 from paceline.cli.main import app as cli
 from paceline.cli.serve import SERVER
 from paceline.errors import UserError
+from paceline.outputs import Timing
 from paceline.request import SamplingParams, SpeculationStats
 from paceline.serve import app, chat, completions, tokenize
 from paceline.serve.channel import Channel
@@ -58,7 +59,8 @@ while not channel.closed:
     for message in channel.receive(wait=True):
         if isinstance(message, Abort): open(start.options["log"], "a").write(message.job + " ")
         elif message.prompt[0] == 1:
-            end = Finished(reason="length", seed=5, prefix_hit_tokens=0, speculation=SpeculationStats())
+            told = dict(speculation=SpeculationStats(), timing=Timing(0, 0, 0))
+            end = Finished(reason="length", seed=5, prefix_hit_tokens=0, **told)
             pieces = [Piece(job=message.job, index=0, tokens=[7], origins=[0], finished=end)]
             channel.send(Step(pieces=pieces))
         elif message.prompt[0] == 2: os._exit(1)
@@ -195,7 +197,7 @@ def test_text_is_the_same_however_it_comes(
         delta = answer.push([piece])
         found, at = found + delta.text, at + count
         assert expected.startswith(found)
-    end = Finished(reason="stop", seed=0, prefix_hit_tokens=0, speculation=SpeculationStats())
+    end = Finished(reason="stop", seed=0, prefix_hit_tokens=0, speculation=SpeculationStats(), timing=Timing(0, 0, 0))
     found += answer.push([Piece(job="j", index=0, tokens=[1], origins=[], finished=end)]).text
     assert found == expected
 

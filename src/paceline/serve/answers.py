@@ -19,6 +19,8 @@ class Whole:
 
     text: str = ""
     tokens: list[int] = field(default_factory=list)
+    origins: list[int] = field(default_factory=list)
+    rejected: list[int | None] = field(default_factory=list)
     logprobs: list[dict[int, float]] = field(default_factory=list)
     prompt_logprobs: list[dict[int, float]] = field(default_factory=list)
     finished: Finished | None = None
@@ -26,6 +28,8 @@ class Whole:
     def add(self, delta: Delta) -> None:
         self.text += delta.text
         self.tokens += delta.tokens
+        self.origins += delta.origins
+        self.rejected += delta.rejected
         self.logprobs += delta.logprobs
         self.prompt_logprobs += delta.prompt_logprobs
         self.finished = delta.finished

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 
 from paceline.serve.answers import Usage, Whole, collect, counted, end_fields
+from paceline.serve.details import TokenDetails
 from paceline.serve.generation import Answers, draft_length, sampling_params
 from paceline.serve.logprobs import chat_logprobs
 from paceline.serve.protocol import ChatBody, Message
@@ -42,17 +43,18 @@ async def _submit(body: ChatBody, state: State) -> Answers:
     prompt = await state.encode_chat(messages, body.chat_template_kwargs, body.add_generation_prompt)
     asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     room = max(1, state.client.facts.max_model_len - len(prompt))
-    logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    params = sampling_params(body, room if asked is None else asked, logprobs)
+    details = body.paceline.tokens
+    logprobs = (body.top_logprobs or 0) if body.logprobs else 0 if details else None
+    params = sampling_params(body, room if asked is None else asked, logprobs, rejected_drafts=details)
     drafts = draft_length(body.speculation, state.client.facts)
     return Answers.submit(state.client, state.tokenizer, [prompt], params, drafts)
 
 
 def _choice(number: int, whole: Whole, body: ChatBody, tokenizer: Tokenizer) -> dict[str, Any]:
     message = {"role": "assistant", "content": whole.text, "refusal": None}
-    return {"index": number, "message": message, "logprobs": _logprobs(whole, body, tokenizer)} | end_fields(
-        whole.finished
-    )
+    choice = {"index": number, "message": message, "logprobs": _logprobs(whole, body, tokenizer)}
+    told = {"paceline": TokenDetails(tokenizer).of(whole)} if body.paceline.tokens else {}
+    return choice | end_fields(whole.finished) | told
 
 
 def _logprobs(part: Whole | Delta, body: ChatBody, tokenizer: Tokenizer) -> dict[str, Any] | None:
@@ -67,13 +69,16 @@ async def _chunks(
         role = {"role": "assistant", "content": ""}
         choice = {"index": number, "delta": role, "logprobs": None, "finish_reason": None}
         yield start | {"choices": [choice]} | usage.of_chunk(body.stream_options)
+    details = [TokenDetails(tokenizer) for _ in range(body.n)] if body.paceline.tokens else []
     async for delta in deltas:
-        if delta.text or delta.finished or body.logprobs:
+        if delta.text or delta.finished or body.logprobs or details:
             choice = {
                 "index": delta.index,
                 "delta": {"content": delta.text} if delta.text else {},
                 "logprobs": _logprobs(delta, body, tokenizer),
             }
-            yield start | {"choices": [choice | end_fields(delta.finished)]} | usage.of_chunk(body.stream_options)
+            told = {"paceline": details[delta.index].of(delta)} if details else {}
+            choice |= end_fields(delta.finished) | told
+            yield start | {"choices": [choice]} | usage.of_chunk(body.stream_options)
     if body.stream_options.include_usage:
         yield start | {"choices": [], "usage": usage.as_dict()}

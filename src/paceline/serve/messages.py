@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from paceline.outputs import Timing
 from paceline.request import SamplingParams, SpeculationStats
 
 MAX_LINE = 256 << 20  # bytes of one message; the largest is a prompt's ids or a step with log-probabilities
@@ -76,10 +77,12 @@ class Finished(_Message):
     seed: int
     prefix_hit_tokens: int
     speculation: SpeculationStats
+    timing: Timing
 
 
 class Piece(_Message):
-    """What a step added to answer `index` of a job. origins as in `Request`; logprobs: a row a token, if asked for.
+    """What a step added to answer `index` of a job. origins, rejected (if asked for) as in `Request`; logprobs: a
+    row a token, if asked for.
 
     prompt_logprobs, if asked for, with the first piece: a row for each token of the prompt but the first one."""
 
@@ -87,6 +90,7 @@ class Piece(_Message):
     index: int
     tokens: list[int]
     origins: list[int]
+    rejected: list[int | None] | None = None
     logprobs: list[dict[int, float]] | None = None
     prompt_logprobs: list[dict[int, float]] | None = None
     finished: Finished | None = None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
+from typing import TypeVar
 
 from paceline.engine.stop import Ending, TextStream
 from paceline.request import Request
@@ -10,16 +13,21 @@ from paceline.serve.job import Job
 from paceline.serve.messages import Finished, Piece, Ready
 from paceline.tokenizer import IncrementalDecoder, Tokenizer
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class Delta:
     """What is new in answer `index`: `text` is certain, never half a character and never beyond a stop string.
 
-    prompt_logprobs: as in `Piece`, of the first delta; empty in the others."""
+    origins, rejected: a token each, as in `Piece`; rejected is empty unless asked for. prompt_logprobs: as in `Piece`,
+    of the first delta; empty in the others."""
 
     index: int
     text: str
     tokens: list[int]
+    origins: list[int]
+    rejected: list[int | None]
     logprobs: list[dict[int, float]]
     prompt_logprobs: list[dict[int, float]]
     finished: Finished | None
@@ -36,14 +44,23 @@ class AnswerText:
 
     def push(self, pieces: list[Piece]) -> Delta:
         """Several steps as one delta."""
-        tokens: list[int] = []
-        logprobs: list[dict[int, float]] = []
         for piece in pieces:
             self._ending.cut(self._length, piece.tokens)
             self._length += len(piece.tokens)
-            tokens += piece.tokens
-            logprobs += piece.logprobs or []
         finished = pieces[-1].finished
         if finished is not None:
             self._stream.close()
-        return Delta(self._index, self._stream.take(), tokens, logprobs, pieces[0].prompt_logprobs or [], finished)
+        return Delta(
+            index=self._index,
+            text=self._stream.take(),
+            tokens=_joined(piece.tokens for piece in pieces),
+            origins=_joined(piece.origins for piece in pieces),
+            rejected=_joined(piece.rejected or [] for piece in pieces),
+            logprobs=_joined(piece.logprobs or [] for piece in pieces),
+            prompt_logprobs=pieces[0].prompt_logprobs or [],
+            finished=finished,
+        )
+
+
+def _joined(lists: Iterable[list[T]]) -> list[T]:
+    return list(chain.from_iterable(lists))

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 KEPT = 64  # compiled grammars, the latest used
+MOST_FORCED = 16  # forced tokens in a draft: each is right, but takes a row of the pass
 LONGEST_REASON = 200  # characters of what the library says of a bad grammar
 
 
@@ -48,7 +49,8 @@ class Grammars:
 
     @cached_property
     def _tokenizer(self) -> LLTokenizer:
-        return library().LLTokenizer(self._source.to_json(), n_vocab=self._vocab_size, eos_token=self._eos)
+        make: type[LLTokenizer] = library().LLTokenizer
+        return make(self._source.to_json(), n_vocab=self._vocab_size, eos_token=self._eos or None)
 
     def _compile(self, asked: StructuredOutputsParams) -> LLMatcher:
         llguidance = library()
@@ -88,9 +90,17 @@ class Grammar:
         bits = np.unpackbits(np.frombuffer(rows, dtype=np.uint8).reshape(len(paths), -1), axis=1, bitorder="little")
         return bits[:, :vocab_size].view(np.bool_)
 
-    def forced(self, path: Sequence[int] = ()) -> list[int]:
-        """The tokens that must follow the committed ones and the path, as far as there is no choice."""
-        return list(self._matcher.compute_ff_tokens()) if self._go(path) else []
+    def forced(self, path: Sequence[int], most: int) -> list[int]:
+        """The tokens that must follow the committed ones and the path, as far as there is no choice; `most` of them."""
+        return list(self._matcher.compute_ff_tokens()[:most]) if most > 0 and self._go(path) else []
+
+    def room(self, width: int) -> tuple[int, int]:
+        """For a request that may have `width` drafts: how many to make, and how many places to keep.
+
+        Where as many tokens are forced as may be drafted, drafting them is wasted work; else there is room for what may
+        be forced behind the drafts. Example: width 4 and 5 tokens forced: no draft is made, and 5 places are kept."""
+        forced = len(self.forced((), MOST_FORCED))
+        return (0, forced) if forced and forced >= width else (width, width + MOST_FORCED // 2)
 
     def allowed(self, path: Sequence[int]) -> int:
         """How many of these tokens, one after the other, may follow the committed ones."""

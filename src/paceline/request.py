@@ -89,16 +89,21 @@ class SamplingParams:
         return self.presence_penalty != 0 or self.frequency_penalty != 0 or self.repetition_penalty != 1
 
 
+FORCED = -1  # the origin of a token that a grammar forced
+
+
 @dataclass
 class SpeculationStats:
     """Counts of one request, or of many when added.
-    `offered[j]`, `taken[j]`: drafts at position j offered and accepted; `widths[k]`: verifications of k drafts."""
+    `offered[j]`, `taken[j]`: drafts at position j offered and accepted; `widths[k]`: verifications of k drafts.
+    `forced`: tokens that a grammar forced, drafted by nobody and all of them right."""
 
     verifications: int = 0
     emitted: int = 0
     offered: list[int] = field(default_factory=list)
     taken: list[int] = field(default_factory=list)
     widths: list[int] = field(default_factory=list)
+    forced: int = 0
 
     def record(self, drafted: int, accepted: int, emitted: int, width: int | None = None) -> None:
         """One verification of `drafted` tokens in a chain, of which the first `accepted` agreed. width: the drafts in
@@ -116,6 +121,7 @@ class SpeculationStats:
     def add(self, other: SpeculationStats) -> None:
         self.verifications += other.verifications
         self.emitted += other.emitted
+        self.forced += other.forced
         for mine, theirs in (
             (self.offered, other.offered),
             (self.taken, other.taken),
@@ -163,6 +169,7 @@ class SpeculationStats:
             "acceptance_by_position": self.acceptance_by_position,
             "mean_width": self.mean_width,
             "width_histogram": self.widths,
+            "forced": self.forced,
         }
 
 
@@ -175,7 +182,8 @@ class Request:
     tensor (-1 while it waits).
     `drafter` names whose drafts it takes (None: the engine's first drafter's). `resting`: no drafts are planned for it,
     so its drafter need not follow what it reads.
-    `origins[i]` tells who wrote generated token i: 0 the target, d > 0 an accepted draft of depth d.
+    `origins[i]` tells who wrote generated token i: 0 the target, d > 0 an accepted draft of depth d, -1 (`FORCED`) a
+    grammar that allowed nothing else.
     `prompt_logprobs[i]` is about token i + 1 of the prompt: the first one follows nothing.
     `rejected[i]`, if asked for, is the draft in the place of generated token i that the target did not choose, or None.
     """

@@ -65,10 +65,11 @@ def _kept_rows(plan: Plan, batch: ForwardBatch, hidden: Tensor, verdict: Verdict
 
 
 def offered(plan: Plan, proposal: Proposal) -> list[int]:
-    """The length of the longest draft that each ready request got."""
+    """The length of the longest draft that each ready request got from its drafter."""
     counts = proposal.counts[: len(plan.ready)]
     if proposal.chain:
-        return [count - 1 for count in counts]
+        forced = proposal.forced or [0] * len(counts)
+        return [count - 1 - more for count, more in zip(counts, forced, strict=True)]
     parents = proposal.parents.tolist()
     return [max(_depths(parents[r][:count])) for r, count in enumerate(counts)]
 

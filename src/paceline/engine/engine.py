@@ -21,6 +21,7 @@ from paceline.engine.stop import Decoder, Ending, TextStream
 from paceline.engine.timed import TimedPolicy
 from paceline.grammar import Grammars
 from paceline.request import Request, SamplingParams
+from paceline.spec.forced import with_forced
 from paceline.spec.proposal import Proposal, Verdict
 
 Verify = Callable[[Proposal, Tensor, list[Request]], Verdict]
@@ -78,7 +79,8 @@ class Engine:
         Raises `UserError` for what cannot be done; nothing is queued then."""
         self.limits.check(prompt, params, num_speculative_tokens)
         assert decoder is not None or not params.stop, "stop strings need a decoder"
-        requests = make_requests(request_id, prompt, params, num_speculative_tokens, self.grammars)
+        drafts = num_speculative_tokens if self.drafter.max_tokens else 0
+        requests = make_requests(request_id, prompt, params, drafts, self.grammars)
         texts = [TextStream(decoder(), params.stop) if decoder is not None else None for _ in requests]
         limit = self.limits.max_model_len
         self.scheduler.add(
@@ -109,6 +111,7 @@ class Engine:
         plan = self.scheduler.plan()
         lap("schedule")
         proposal = policy.cut(plan, self.drafter.propose(plan.ready, plan.widths, policy.deeper()))
+        proposal = with_forced(proposal, plan.ready, plan.rooms)
         for row in plan.left:
             self.drafter.forget(row)
         lap("draft")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from paceline.engine.stop import TextStream
 from paceline.request import Request
@@ -12,7 +12,8 @@ from paceline.request import Request
 class Plan:
     """One step. The batch holds the `ready` requests, then the `reading` ones: `requests`, in rows `rows`.
 
-    ready: requests that decode (lag 1); widths[r]: the most drafts for ready[r]. reading: requests that read so many
+    ready: requests that decode (lag 1); widths[r]: the most drafts for ready[r]; rooms[r]: the most with what a grammar
+    forces behind them. reading: requests that read so many
     tokens. ending: those readers, in order, that come to the end of their tokens; each is verified as a one-node tree.
     verified: those that get a verdict, in its order: ready, then ending.
     left: rows whose requests left since the last plan; drafters forget them once they absorbed what they observed."""
@@ -21,6 +22,7 @@ class Plan:
     widths: list[int]
     reading: list[tuple[Request, int]]
     left: list[int]
+    rooms: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.ending = [request for request, chunk in self.reading if request.lag == chunk]

@@ -15,7 +15,7 @@ from paceline.cache.blocks import BlockAllocator
 from paceline.engine.plan import Plan, StepOutput
 from paceline.engine.stop import Ending
 from paceline.errors import UserError
-from paceline.request import Request
+from paceline.request import FORCED, Request
 
 if TYPE_CHECKING:
     from paceline.spec.proposal import Verdict
@@ -85,7 +85,7 @@ class Scheduler:
         """Every decode's pending token; then drafts; then prompts in order of arrival; then new requests."""
         self._hold_pending_tokens()
         ready = [request for request in self.running if len(request.tokens) - request.cached == 1]
-        widths, budget = self._fit(ready)
+        widths, rooms, budget = self._fit(ready)
         reading: list[tuple[Request, int]] = []
         if len(ready) < len(self.running):
             for request in self.running:
@@ -98,7 +98,7 @@ class Scheduler:
             reading.append((request, min(request.lag, budget)))
             budget -= reading[-1][1]
         left, self._left = self._left, []
-        return Plan(ready, widths, reading, left)
+        return Plan(ready, widths, reading, left, rooms)
 
     def _hold_pending_tokens(self) -> None:
         """A block for every token of those that run, if need be at the cost of the latest arrivals."""
@@ -112,22 +112,24 @@ class Scheduler:
                 if victim is request:
                     break
 
-    def _fit(self, ready: list[Request]) -> tuple[list[int], int]:
-        """The widths, cut to what may be emitted, to the blocks that are free and to the batch; the tokens left in it.
+    def _fit(self, ready: list[Request]) -> tuple[list[int], list[int], int]:
+        """The widths and rooms, cut to what may be emitted, to the free blocks and to the batch; the tokens left in it.
 
         While others have prompts to read, drafts get at most half of the batch."""
         size, budget = self.allocator.block_size, self.max_num_batched_tokens - len(ready)
         others = self.waiting or len(ready) < len(self.running)
         widths = self.widths(ready, self._to_read(budget) if others else 0) if ready else []
-        spare = budget // 2 if others else budget
+        spare, rooms = budget // 2 if others else budget, list(widths)
         for r, request in enumerate(ready):
             length = len(request.tokens)
-            width = min(widths[r], self._endings[request.id].longest - length - 1, spare)
-            if length + width > len(request.blocks) * size and not self._grow(request, length + width):
-                width = len(request.blocks) * size - length
-            widths[r] = width
-            spare -= width
-        return widths, budget - sum(widths)
+            if request.grammar is not None and request.num_speculative_tokens != 0:
+                widths[r], rooms[r] = request.grammar.room(widths[r])
+            room = min(rooms[r], self._endings[request.id].longest - length - 1, spare)
+            if length + room > len(request.blocks) * size and not self._grow(request, length + room):
+                room = len(request.blocks) * size - length
+            widths[r], rooms[r] = min(widths[r], room), room
+            spare -= room
+        return widths, rooms, budget - sum(rooms)
 
     def _to_read(self, budget: int) -> int:
         """The rows of prompts that the pass will hold if nothing is drafted, as far as one can tell by now."""
@@ -198,8 +200,9 @@ class Scheduler:
     def commit(self, plan: Plan, offered: list[int], verdict: Verdict) -> list[StepOutput]:
         """Counts what was read, appends what was emitted, and ends what ends.
 
-        offered[r]: the length of the longest draft that ready[r] offered. Afterwards all tokens but the last count as
-        read (when a request ended inside its accepted drafts the last one was read too, but nobody needs it)."""
+        offered[r]: the length of the longest draft that ready[r] offered; what was accepted beyond it was forced.
+        Afterwards all tokens but the last count as read (when a request ended inside its accepted drafts the last one
+        was read too, but nobody needs it)."""
         for request, chunk in plan.reading:
             request.cached += chunk
             self.allocator.register(request.blocks, request.tokens, request.cached)
@@ -207,14 +210,15 @@ class Scheduler:
         for r, request in enumerate(plan.verified):
             ending, read = self._endings[request.id], request.cached
             kept, reason = ending.cut(len(request.tokens), verdict.emitted[r])
-            self._append(request, kept, len(verdict.paths[r]) - 1)
+            accepted, drafted = len(verdict.paths[r]) - 1, offered[r] if r < len(offered) else 0
+            self._append(request, kept, accepted, drafted)
             if verdict.logprobs is not None:
                 request.logprobs += verdict.logprobs[r][: len(kept)]
             if request.params.rejected_drafts:
                 whole = [None] * (len(verdict.emitted[r]) - 1) + [verdict.rejected.get(r)]
                 request.rejected += whole[: len(kept)]
             if r < len(offered):
-                _record(request, offered[r], len(verdict.paths[r]) - 1, len(kept), reason)
+                _record(request, drafted, accepted, len(kept), reason)
                 if request.cached // self.allocator.block_size > read // self.allocator.block_size:
                     self.allocator.register(request.blocks, request.tokens, request.cached)
             if reason is not None:
@@ -223,14 +227,16 @@ class Scheduler:
             outputs.append(StepOutput(request, kept, ending.text))
         return outputs
 
-    def _append(self, request: Request, kept: list[int], accepted: int) -> None:
+    def _append(self, request: Request, kept: list[int], accepted: int, drafted: int) -> None:
         if request.first_token_time is None:
             request.first_token_time = perf_counter()
         request.tokens += kept
         request.cached = len(request.tokens) - 1
-        drafts = min(accepted, len(kept))
+        accepted = min(accepted, len(kept))
+        drafts = min(accepted, drafted)
         request.origins += range(1, drafts + 1)
-        request.origins += [0] * (len(kept) - drafts)
+        request.origins += [FORCED] * (accepted - drafts)
+        request.origins += [0] * (len(kept) - accepted)
 
     def _finish(self, request: Request, reason: str) -> None:
         request.finish_reason, request.finish_time = reason, perf_counter()
@@ -251,4 +257,6 @@ class Scheduler:
 def _record(request: Request, offered: int, accepted: int, kept: int, reason: str | None) -> None:
     """Drafts beyond the end of the text were neither right nor wrong."""
     drafted = offered if reason is None else min(offered, kept)
-    request.stats.record(drafted, min(accepted, kept), kept, offered)
+    accepted = min(accepted, kept)
+    request.stats.record(drafted, min(accepted, offered), kept, offered)
+    request.stats.forced += max(0, accepted - offered)

@@ -65,7 +65,8 @@ class TimedPolicy:
             return
         now = perf_counter()
         spent = now - self._began - sum(self._drafting) - (self.seconds - self._before)
-        accepted = [len(path) - 1 for path in verdict.paths[: len(plan.ready)]]
+        paths = verdict.paths[: len(plan.ready)]
+        accepted = [min(len(path) - 1, drafts) for path, drafts in zip(paths, verified, strict=True)]
         context = sum(batch.context[: len(plan.ready)])
         self.policy.learn(StepFacts(verified, accepted, batch.starts[-1], context, spent, self._drafting))
         self.seconds += perf_counter() - now

@@ -16,6 +16,7 @@ class Proposal:
     log_q: [R, N, V] log-probabilities each node was drawn from, or None when the nodes are points.
     counts: R host integers, the nodes in use per request (root included): nodes 0..count-1; the rest is padding.
     chain: every request is a chain (node j's parent is j-1), known on the host so that no one has to look.
+    forced: how many nodes at the end of each chain nobody drafted, since a grammar allows nothing else; none if empty.
 
     Example: the pending token 5 with drafts 8, 9 in a chain, padded to four nodes:
     tokens [[5, 8, 9, 0]], parents [[-1, 0, 1, -2]], counts [3].
@@ -26,6 +27,7 @@ class Proposal:
     counts: list[int]
     chain: bool = True
     log_q: Tensor | None = None
+    forced: list[int] = field(default_factory=list)
 
     @staticmethod
     def of_chains(chains: list[list[int]]) -> Proposal:
@@ -53,6 +55,7 @@ class Proposal:
             self.counts + [1] * len(roots),
             self.chain,
             log_q,
+            self.forced,
         )
 
     def cut(self, drafts: list[int]) -> Proposal:

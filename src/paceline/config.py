@@ -11,8 +11,10 @@ from typing import Any
 import torch
 
 from paceline.errors import UserError
+from paceline.speculative_config import AUTO
 
 MAX_SPECULATIVE_TOKENS = 16
+AUTO_MOST = 8  # drafts at a time where the engine chooses: deeper ones hardly ever pay
 MAX_CONFIG_BYTES = 4 << 20
 MAX_LAYERS, MAX_SIZE = 4096, 1 << 31  # far beyond any model: what is laid out before a tensor is read needs a bound
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -102,11 +104,14 @@ class EngineConfig:
     reason. `mtp_modules` None: one module for each drafted token, as far as the checkpoint has them;
     fewer are fed their own output. `draft_model`: where the MTP modules are, a directory or a Hugging Face id; None:
     in the target's own checkpoint. `draft_quantization`: int8, fp8 or none for them; None: as the target.
+    `num_speculative_tokens` "auto": as many as pay, request by request and step by step, none if none does.
+    `latency_weight` then says whose time counts: 0 that of all tokens together, 1 that of each request, slow ones too.
 
     Raises `UserError` for a value that makes no sense."""
 
     drafter: str = "mtp"
-    num_speculative_tokens: int = 4
+    num_speculative_tokens: int | str = AUTO
+    latency_weight: float = 0.0
     mtp_modules: int | None = None
     draft_model: str | None = None
     draft_quantization: str | None = None
@@ -120,9 +125,13 @@ class EngineConfig:
     enable_prefix_caching: bool = True
 
     def __post_init__(self) -> None:
-        limit = MAX_SPECULATIVE_TOKENS
+        limit, k = MAX_SPECULATIVE_TOKENS, self.num_speculative_tokens
         checks = (
-            (0 <= self.num_speculative_tokens <= limit, f"num_speculative_tokens must lie between 0 and {limit}"),
+            (
+                k == AUTO or (isinstance(k, int) and 0 <= k <= limit),
+                f"num_speculative_tokens must be auto or lie between 0 and {limit}",
+            ),
+            (0 <= self.latency_weight <= 1, "latency_weight must lie between 0 and 1"),
             (self.mtp_modules is None or self.mtp_modules >= 1, "mtp_modules must be at least 1"),
             (1 <= self.ngram_min <= self.ngram_max, "ngram_min must be at least 1 and at most ngram_max"),
             (self.block_size >= 1, "block_size must be at least 1"),
@@ -134,3 +143,9 @@ class EngineConfig:
         for good, sentence in checks:
             if not good:
                 raise UserError(sentence + ".")
+
+    @property
+    def most_speculative_tokens(self) -> int:
+        """Most drafts at a time."""
+        k = self.num_speculative_tokens
+        return k if isinstance(k, int) else AUTO_MOST

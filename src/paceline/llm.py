@@ -17,7 +17,7 @@ from paceline.errors import UserError
 from paceline.loaded import Loaded
 from paceline.outputs import CompletionOutput, Delta, RequestOutput
 from paceline.request import Request, SamplingParams
-from paceline.speculative_config import translated
+from paceline.speculative_config import AUTO, translated
 from paceline.tokenizer import IncrementalDecoder
 
 Messages = list[dict[str, str]]
@@ -40,7 +40,7 @@ class LLM:
         self,
         model: str | Path | None = None,
         drafter: str = EngineConfig.drafter,
-        num_speculative_tokens: int = EngineConfig.num_speculative_tokens,
+        num_speculative_tokens: int | str = EngineConfig.num_speculative_tokens,
         *,
         dtype: str | None = None,
         device: str | None = None,
@@ -72,9 +72,15 @@ class LLM:
         return self.config.drafter
 
     @property
-    def num_speculative_tokens(self) -> int:
+    def num_speculative_tokens(self) -> int | str:
+        """Tokens drafted at a time, or "auto"; 0 for a drafter that guesses nothing."""
+        k = self.config.num_speculative_tokens
+        return k if k == AUTO and self.most_speculative_tokens else self.most_speculative_tokens
+
+    @property
+    def most_speculative_tokens(self) -> int:
         """Most tokens drafted at a time."""
-        return min(self.config.num_speculative_tokens, self.engine.drafter.max_tokens)
+        return min(self.config.most_speculative_tokens, self.engine.drafter.max_tokens)
 
     def generate(self, prompts: Prompt | Sequence[Prompt], sampling_params: Params = None) -> list[RequestOutput]:
         """One output per prompt, in their order. A prompt is text to continue, token ids, or a chat's messages.

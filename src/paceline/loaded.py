@@ -11,6 +11,7 @@ from paceline.cache.pool import Pool
 from paceline.config import EngineConfig, ModelConfig
 from paceline.drafters import build_drafter
 from paceline.engine.admit import Limits
+from paceline.engine.costs import step_costs
 from paceline.engine.engine import Engine
 from paceline.engine.scheduler import Scheduler
 from paceline.errors import UserError
@@ -20,8 +21,10 @@ from paceline.runtime.build import load_target
 from paceline.runtime.device import choose_device
 from paceline.runtime.runner import Runner
 from paceline.sampling import Sampler
+from paceline.spec.adaptive import AdaptiveWidth
 from paceline.spec.verify import verify
 from paceline.spec.width import FixedWidth
+from paceline.speculative_config import AUTO
 from paceline.tokenizer import Tokenizer
 
 # What the default number of blocks may take, whatever max_num_seqs and the context would like.
@@ -56,20 +59,25 @@ class Loaded:
             self.target, Pool(self.target.cache, blocks, config.block_size, weight.dtype, weight.device), self.path
         )
         drafter = build_drafter(config.drafter, config, runner)
+        most = min(config.most_speculative_tokens, drafter.max_tokens)
         scheduler = Scheduler(
             BlockAllocator(blocks, config.block_size, config.enable_prefix_caching),
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
             max_model_len=limit,
-            policy=FixedWidth(min(config.num_speculative_tokens, drafter.max_tokens)),
+            policy=FixedWidth(most),
         )
         limits = Limits(
-            max_model_len=limit, vocab_size=model.vocab_size, max_speculative_tokens=config.num_speculative_tokens
+            max_model_len=limit, vocab_size=model.vocab_size, max_speculative_tokens=config.most_speculative_tokens
         )
         eos = self.eos_token_ids
-        return Engine(
+        engine = Engine(
             runner, drafter, scheduler, partial(verify, sampler=Sampler(eos)), limits, eos, weight.device, self.grammars
         )
+        if config.num_speculative_tokens == AUTO and most:
+            table = step_costs(engine, config, self.target, self.path, most)
+            engine.policy.policy = AdaptiveWidth(table, most, config.latency_weight)
+        return engine
 
     @property
     def eos_token_ids(self) -> list[int]:

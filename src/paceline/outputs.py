@@ -92,7 +92,7 @@ class Delta:
 
 
 def as_json(
-    prompt: RequestOutput, answer: CompletionOutput, drafter: str, num_speculative_tokens: int
+    prompt: RequestOutput, answer: CompletionOutput, drafter: str, num_speculative_tokens: int | str
 ) -> dict[str, Any]:
     """One answer as plain data, in the field names of `paceline generate --json`."""
     setting = {"drafter": drafter, "num_speculative_tokens": num_speculative_tokens}

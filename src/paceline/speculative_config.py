@@ -13,6 +13,7 @@ from typing import Any
 
 from paceline.errors import UserError
 
+AUTO = "auto"  # as `num_speculative_tokens`: the engine chooses
 KEYS = {
     "method": "drafter",
     "model": "draft_model",
@@ -125,5 +126,7 @@ def _drafter(given: Mapping[str, Any]) -> str:
 def _check_kinds(given: Mapping[str, Any]) -> None:
     for key, value in given.items():
         kind, called = (str, "text") if key in ("method", "model", "quantization") else (int, "a whole number")
+        if (key, value) == ("num_speculative_tokens", AUTO):
+            continue
         if not isinstance(value, kind) or isinstance(value, bool):
             raise UserError(f"speculative_config: {key} must be {called}, not {str(value)[:60]!r}.")

@@ -14,7 +14,7 @@ WARM = SamplingParams(max_tokens=24, temperature=0.9, seed=7)
 
 @pytest.fixture(scope="module")
 def llm(tiny_model: Path) -> LLM:
-    return LLM(tiny_model)
+    return LLM(tiny_model, num_speculative_tokens=4)
 
 
 def test_outputs_are_consistent(llm: LLM) -> None:

@@ -57,7 +57,7 @@ def demo(
     plain = fast.with_options(drafter="none")
     chosen = demo_prompts()[:prompts]
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
-    shown: list[RenderableType] = [legend(fast.num_speculative_tokens)]
+    shown: list[RenderableType] = [legend(fast.most_speculative_tokens)]
     console.print(*shown)
     pairs = [_watch(console, plain, fast, prompt, params) for prompt in chosen]
     result = _race(console, plain, fast, chosen, params, repeats)
@@ -116,7 +116,7 @@ def _race(
         )
 
 
-def results_table(result: Race, num_speculative_tokens: int) -> Table:
+def results_table(result: Race, num_speculative_tokens: int | str) -> Table:
     """What speculation brought, in the words of the design."""
     stats = result.speculation
     table = Table(show_header=False, title=f"{len(result.plain)} prompts, medians of {len(result.rates_plain)} rounds")

@@ -53,12 +53,21 @@ Drafter = Annotated[
     str | None, typer.Option(help="Who guesses: mtp, ngram or none.", show_default="mtp", rich_help_panel=ENGINE)
 ]
 NumSpeculativeTokens = Annotated[
-    int | None,
+    str | None,
     typer.Option(
         "--num-speculative-tokens",
         "-k",
-        help="Most tokens guessed at a time, 0 to 16.",
-        show_default="4",
+        help="Tokens guessed at a time: auto (as many as pay, step by step), or 0 to 16.",
+        show_default="auto",
+        metavar="K",
+        rich_help_panel=ENGINE,
+    ),
+]
+LatencyWeight = Annotated[
+    float | None,
+    typer.Option(
+        help="Whose time counts for -k auto: 0 that of all tokens together, 1 that of each request, slow ones too.",
+        show_default="0.0",
         rich_help_panel=ENGINE,
     ),
 ]
@@ -118,6 +127,7 @@ NoPrefixCache = Annotated[
 _ENGINE_FIELDS = (
     "drafter",
     "num_speculative_tokens",
+    "latency_weight",
     "mtp_modules",
     "draft_model",
     "draft_quantization",
@@ -146,7 +156,7 @@ def refuse_idle_options(given: dict[str, Any]) -> None:
     if given.get("speculative_config") is not None:
         _refuse_twice(given)
         drafter = speculation_options(parse_speculative_config(given["speculative_config"]))["drafter"]
-    if drafter == "none" and given["num_speculative_tokens"]:
+    if drafter == "none" and given["num_speculative_tokens"] not in (None, "0"):
         raise UserError("--drafter none guesses nothing; leave -k out, or name another drafter.")
     for name, owner in _BELONGS_TO.items():
         if given.get(name) is not None and drafter != owner and (drafter is not None or owner != "mtp"):
@@ -164,9 +174,16 @@ def _refuse_twice(given: dict[str, Any]) -> None:
 def engine_options(given: dict[str, Any]) -> dict[str, Any]:
     """Of a command's arguments those that `EngineConfig` takes and the user gave."""
     chosen = {name: given[name] for name in _ENGINE_FIELDS if given.get(name) is not None}
+    if "num_speculative_tokens" in chosen:
+        chosen["num_speculative_tokens"] = draft_count(chosen["num_speculative_tokens"])
     if given.get("speculative_config") is not None:
         chosen["speculative_config"] = parse_speculative_config(given["speculative_config"])
     return chosen | ({"enable_prefix_caching": False} if given.get("no_prefix_cache") else {})
+
+
+def draft_count(text: str | int) -> int | str:
+    """A number where it is one; `EngineConfig` tells of everything else but "auto"."""
+    return int(text) if str(text).lstrip("-").isdecimal() else text
 
 
 def model_options(given: dict[str, Any]) -> dict[str, Any]:

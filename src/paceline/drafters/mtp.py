@@ -82,7 +82,7 @@ class MTPDrafter:
     def build(cls, config: EngineConfig, target_runner: Any) -> MTPDrafter:
         """Raises `UserError` when checkpoint or draft model has no MTP modules, fewer than asked for, or lacks their
         tensors."""
-        wanted = config.mtp_modules or config.num_speculative_tokens or 1
+        wanted = config.mtp_modules or config.most_speculative_tokens or 1
         mtp = target_runner.load_mtp(wanted, config.draft_model, config.draft_quantization)
         available = len(mtp.depths)
         if config.mtp_modules is not None and config.mtp_modules > available:

@@ -29,7 +29,7 @@ class NgramDrafter:
 
     @classmethod
     def build(cls, config: EngineConfig, target_runner: Any) -> NgramDrafter:
-        return cls(config.ngram_min, config.ngram_max, config.num_speculative_tokens)
+        return cls(config.ngram_min, config.ngram_max, config.most_speculative_tokens)
 
     def observe(self, seen: Seen) -> None:
         """Nothing to do: `propose` reads the committed tokens from the requests themselves."""

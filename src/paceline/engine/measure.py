@@ -111,8 +111,10 @@ class Measuring:
             if curves and perf_counter() > until:
                 break
             curve = [(extra, self._point(batch, extra)) for extra in self._extras(batch)]
-            curves[batch] = [(extra, spent) for extra, spent in curve if spent]
-        per_context, per_row = self._context(min(4, max(curves)), dict(curves[min(4, max(curves))]))
+            if curve[0][1]:
+                curves[batch] = [(extra, spent) for extra, spent in curve if spent]
+        middle = min(4, max(curves))
+        per_context, per_row = self._context(middle, dict(curves[middle])) if middle in curves else (0.0, 0.0)
         batches = sorted(curves)
         return CostTable(
             batches,
@@ -129,7 +131,7 @@ class Measuring:
         return list(dict.fromkeys((1, self.max_num_seqs, *inner)))
 
     def _extras(self, batch: int) -> list[int]:
-        most = batch * self.script.most
+        most = min(batch * self.script.most, max(4 * self.script.most, 3 * batch))  # more never pays in large batches
         return sorted({0, most, *(rows - batch for rows in ROWS if 0 < rows - batch < most)})
 
     def _point(self, batch: int, extra: int) -> float:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 KEPT = 64  # compiled grammars, the latest used
 MOST_FORCED = 16  # forced tokens in a draft: each is right, but takes a row of the pass
+NOTHING = "no text satisfies it"
 LONGEST_REASON = 200  # characters of what the library says of a bad grammar
 
 
@@ -62,7 +63,7 @@ class Grammars:
             raise _refused(asked, str(error)) from None
         trial = matcher.deep_copy()
         if trial.is_error() or not any(trial.compute_bitmask()) or trial.is_error():
-            raise _refused(asked, trial.get_error() or "no text satisfies it")
+            raise _refused(asked, trial.get_error().replace("NoExtensionBias", "") or NOTHING)
         return matcher
 
 
@@ -157,7 +158,8 @@ def _library_text(asked: StructuredOutputsParams) -> str:
 
 
 def _refused(asked: StructuredOutputsParams, said: str) -> UserError:
-    return UserError(f"The {asked.form.replace('_', ' ')} cannot be used: {_reason(said)}; change it.")
+    what = "JSON schema" if asked.form == "json" else asked.form
+    return UserError(f"The {what} cannot be used: {_reason(said)}; change it.")
 
 
 def _reason(said: str) -> str:
@@ -166,4 +168,4 @@ def _reason(said: str) -> str:
     Example: "at 1(8): invalid regex\\n    (\\n    ^\\nerror: unclosed group" is "unclosed group"."""
     lines = [line.strip() for line in said.partition("<")[0].splitlines() if line.strip()]
     told = [line.removeprefix("error:").strip() for line in lines if line.startswith("error:")]
-    return (told or lines or ["no reason given"])[0].rstrip(".")[:LONGEST_REASON]
+    return (told or lines or [NOTHING])[0].rstrip(".")[:LONGEST_REASON]

@@ -12,8 +12,10 @@ from time import monotonic
 from paceline.engine.plan import StepOutput
 from paceline.errors import UserError
 from paceline.llm import LLM
+from paceline.outputs import Timing
 from paceline.request import Request
 from paceline.serve.channel import Channel
+from paceline.serve.compiling import Compiling
 from paceline.serve.messages import Abort, Add, Failed, Finished, Piece, Ready, Refused, Start, Stats, Step
 from paceline.tokenizer import IncrementalDecoder
 
@@ -27,19 +29,23 @@ class Worker:
         self.llm, self.engine, self.channel = llm, llm.engine, channel
         self._answers: dict[str, tuple[str, int]] = {}
         self._told = 0.0
+        self._compiling = Compiling(llm.loaded.grammars)
 
     def run(self) -> None:
         self.channel.send(self._ready())
         self.channel.send(self._stats())
         while True:
-            for message in self.channel.receive(wait=not self.engine.has_unfinished):
+            for message in self.channel.receive(wait=not self.engine.has_unfinished and not self._compiling):
                 self._handle(message)
             if self.channel.closed:
                 return
+            self._queue_compiled()
             self._step()
 
     def _handle(self, message: Start | Add | Abort) -> None:
-        if isinstance(message, Add):
+        if isinstance(message, Add) and message.params.structured_outputs is not None:
+            self._compiling.add(message)
+        elif isinstance(message, Add):
             self._add(message)
         elif isinstance(message, Abort):
             self._abort(message.job)
@@ -60,7 +66,15 @@ class Worker:
             return
         self._answers |= {request.id: (message.job, index) for index, request in enumerate(requests)}
 
+    def _queue_compiled(self) -> None:
+        for message, complaint in self._compiling.done(idle=not self.engine.has_unfinished):
+            if complaint is None:
+                self._add(message)
+            else:
+                self.channel.send(Refused(job=message.job, sentence=complaint))
+
     def _abort(self, job: str) -> None:
+        self._compiling.forget(job)
         for name in [name for name, (owner, _) in self._answers.items() if owner == job]:
             del self._answers[name]
             self.engine.abort(name)
@@ -69,11 +83,22 @@ class Worker:
     def _step(self) -> None:
         if not self.engine.has_unfinished:
             return
-        pieces = [self._piece(output) for output in self.engine.step()]
+        outputs = self.engine.step()
+        for output in outputs:
+            self._give_up(output.request)
+        pieces = [self._piece(output) for output in outputs if output.request.id in self._answers]
         if pieces:
             self.channel.send(Step(pieces=pieces))
         if monotonic() - self._told > STATS_SECONDS or not self.engine.has_unfinished:
             self.channel.send(self._stats())
+
+    def _give_up(self, request: Request) -> None:
+        """All answers of a job, when one cannot go on in its grammar."""
+        if request.finish_reason == "error" and request.grammar is not None and request.id in self._answers:
+            job, _ = self._answers[request.id]
+            sentence = f"The grammar is too complex to be followed ({request.grammar.error}); give a simpler one."
+            self.channel.send(Refused(job=job, sentence=sentence))
+            self._abort(job)
 
     def _piece(self, output: StepOutput) -> Piece:
         request, new = output.request, len(output.tokens)
@@ -86,6 +111,7 @@ class Worker:
             index=index,
             tokens=output.tokens,
             origins=request.origins[len(request.origins) - new :],
+            rejected=request.rejected[len(request.rejected) - new :] if request.params.rejected_drafts else None,
             logprobs=None if request.params.logprobs is None else request.logprobs[len(request.logprobs) - new :],
             prompt_logprobs=request.prompt_logprobs if scored else None,
             finished=_finished(request) if ended else None,
@@ -95,7 +121,7 @@ class Worker:
         limits = self.engine.limits
         return Ready(
             drafter=self.llm.drafter,
-            num_speculative_tokens=self.llm.num_speculative_tokens,
+            num_speculative_tokens=self.llm.most_speculative_tokens,
             max_model_len=limits.max_model_len,
             vocab_size=limits.vocab_size,
             eos_token_ids=list(self.engine.eos_token_ids),
@@ -124,6 +150,7 @@ def _finished(request: Request) -> Finished:
         seed=request.seed,
         prefix_hit_tokens=request.prefix_hit_tokens,
         speculation=request.stats,
+        timing=Timing.of(request),
     )
 
 

@@ -33,7 +33,11 @@ SAME = (
 
 
 def sampling_params(
-    body: GenerationBody, max_tokens: int, logprobs: int | None, prompt_logprobs: int | None = None
+    body: GenerationBody,
+    max_tokens: int,
+    logprobs: int | None,
+    prompt_logprobs: int | None = None,
+    rejected_drafts: bool = False,
 ) -> SamplingParams:
     """Raises `UserError` for a value out of range."""
     bias: dict[int, float] = {}
@@ -49,6 +53,8 @@ def sampling_params(
         max_tokens=max_tokens,
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
+        structured_outputs=body.form,
+        rejected_drafts=rejected_drafts,
     )
 
 

@@ -4,33 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from paceline.serve.body import MAX_LIST, Body, Ids, StopText, Text
 from paceline.serve.fields import checked
-
-MAX_LIST = 4096  # entries of a list in a request; prompts of token ids are bounded by the body's size
-
-
-def _is_unicode(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("the text holds characters that are not Unicode (lone surrogates); remove them") from None
-    return text
-
-
-Text = Annotated[str, AfterValidator(_is_unicode)]
-StopText = Annotated[Text, Field(min_length=1, max_length=1024)]
-Ids = list[int]
-
-
-class Body(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_nulls(cls, body: Any) -> Any:
-        return {name: value for name, value in body.items() if value is not None} if isinstance(body, dict) else body
+from paceline.serve.form import FormFields
 
 
 class Speculation(Body):
@@ -51,7 +29,14 @@ class StreamOptions(Body):
     include_obfuscation: Literal[False] = False
 
 
-class GenerationBody(Body):
+class Details(Body):
+    """Our own extension. tokens: tell of each token who wrote it, how likely it was, and which draft it took the place
+    of; at the end of an answer, how long it took."""
+
+    tokens: bool = False
+
+
+class GenerationBody(FormFields):
     """What chat and completions share. Defaults are OpenAI's where it has the parameter."""
 
     model: Text | None = None
@@ -64,8 +49,8 @@ class GenerationBody(Body):
     repetition_penalty: float = 1.0
     logit_bias: dict[str, float] = Field(default={}, max_length=MAX_LIST)
     seed: int | None = None
-    stop: StopText | Annotated[list[StopText], Field(max_length=64)] = []
-    stop_token_ids: Annotated[Ids, Field(max_length=MAX_LIST)] = []
+    stop: StopText | Annotated[list[StopText], Field(max_length=64)] = Field(default=[])
+    stop_token_ids: Annotated[Ids, Field(max_length=MAX_LIST)] = Field(default=[])
     ignore_eos: bool = False
     max_tokens: int | None = None
     min_tokens: int = 0
@@ -114,8 +99,9 @@ class ChatBody(GenerationBody):
     max_completion_tokens: int | None = None
     logprobs: bool = False
     top_logprobs: int | None = None
+    paceline: Details = Details()
     add_generation_prompt: bool = True
-    chat_template_kwargs: dict[str, Any] = {}
+    chat_template_kwargs: dict[str, Any] = Field(default={})
 
     @model_validator(mode="after")
     def _has_one_conversation(self) -> ChatBody:
@@ -158,7 +144,7 @@ class TokenizeBody(Body):
     add_special_tokens: bool = True
     add_generation_prompt: bool = True
     return_token_strs: bool = False
-    chat_template_kwargs: dict[str, Any] = {}
+    chat_template_kwargs: dict[str, Any] = Field(default={})
 
     @model_validator(mode="after")
     def _has_one_text(self) -> TokenizeBody:

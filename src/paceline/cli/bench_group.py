@@ -6,7 +6,9 @@ import typer
 
 from paceline.cli.bench import bench
 from paceline.cli.bench_compare import bench_compare
+from paceline.cli.bench_plot import bench_plot
 from paceline.cli.bench_rate import bench_rate
+from paceline.cli.bench_spec_bench import bench_spec_bench
 from paceline.cli.bench_table import bench_table
 
 bench_group = typer.Typer(name="bench", context_settings={"help_option_names": ["-h", "--help"]})
@@ -14,3 +16,5 @@ bench_group.callback(invoke_without_command=True)(bench)
 bench_group.command("table")(bench_table)
 bench_group.command("compare")(bench_compare)
 bench_group.command("rate")(bench_rate)
+bench_group.command("plot")(bench_plot)
+bench_group.command("spec-bench")(bench_spec_bench)

@@ -42,7 +42,7 @@ train: $(READY)  ## pretrain a model with its MTP modules (ARGS="--help" tells w
 
 bench: $(READY)  ## acceptance and speed on the held-out prompts
 	$(RUN)/paceline bench $(ARGS)
-	$(RUN)/python benchmarks/against_transformers.py
+	$(RUN)/paceline bench compare
 
 clean:  ## remove the environment and everything built
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

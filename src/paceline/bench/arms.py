@@ -62,7 +62,6 @@ def _config(shared: dict[str, Any], own: dict[str, Any]) -> EngineConfig:
     """What belongs to one drafter only is left out for another. How many drafts is the arm's to say; left out, it is
     the engine's own choice."""
     shared = {k: v for k, v in shared.items() if k != "num_speculative_tokens"}
-    own = {k: v for k, v in own.items() if v != "auto"}
     if own["drafter"] != "mtp":
         shared = {k: v for k, v in shared.items() if k not in ("draft_model", "draft_quantization", "mtp_modules")}
     return engine_config(EngineConfig(), shared | own)

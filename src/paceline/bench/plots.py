@@ -97,9 +97,10 @@ def _fill(figure: Figure, series: Sequence[Series], kind: str) -> None:
         axes.set_xscale("log", base=2)
         ticks = sorted({load for one in series for load in one.loads})
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        axes.minorticks_off()
         if panel.log:
-            axes.set_yscale("log")
+            axes.set_yscale("log", base=2)
+            axes.yaxis.set_major_formatter("{x:g}")
+        axes.minorticks_off()
         axes.set_xlabel(name)
         axes.grid(alpha=0.25, linewidth=0.5)
     handles, labels = figure.axes[1].get_legend_handles_labels()

@@ -17,6 +17,7 @@ import torch
 
 import paceline
 from paceline.errors import UserError
+from paceline.machine import processor_name
 
 FORMAT = 1
 HASHED_WHOLE = 4 << 30  # bytes of weights beyond which only their headers are hashed
@@ -95,7 +96,7 @@ def machine() -> dict[str, Any]:
     packages = {name: _version(name) for name in LIBRARIES}
     return {
         "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
+        "processor": processor_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -109,14 +110,6 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 def _commit() -> str | None:

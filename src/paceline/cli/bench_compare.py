@@ -45,6 +45,7 @@ def bench_compare(
     markdown: shared.Markdown = False,
     drafter: opt.Drafter = None,
     num_speculative_tokens: opt.NumSpeculativeTokens = None,
+    latency_weight: opt.LatencyWeight = None,
     mtp_modules: opt.MtpModules = None,
     draft_model: opt.DraftModel = None,
     draft_quantization: opt.DraftQuantization = None,

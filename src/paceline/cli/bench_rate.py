@@ -58,6 +58,7 @@ def bench_rate(
     repetition_penalty: sampling.RepetitionPenalty = 1.0,
     drafter: opt.Drafter = None,
     num_speculative_tokens: opt.NumSpeculativeTokens = None,
+    latency_weight: opt.LatencyWeight = None,
     mtp_modules: opt.MtpModules = None,
     draft_model: opt.DraftModel = None,
     draft_quantization: opt.DraftQuantization = None,

@@ -52,7 +52,7 @@ def arm_names(given: dict[str, Any]) -> list[str]:
     k = given["num_speculative_tokens"]
     if given["arms"] is not None and k is not None:
         raise UserError("-k and --arms exclude each other; write the number among the arms.")
-    return parse_arms(given["arms"] or f"{BASELINE},{'auto' if k is None else k}")
+    return parse_arms(f"{BASELINE},{k or 'auto'}" if given["arms"] is None else given["arms"])
 
 
 def load_model(given: dict[str, Any]) -> Loaded:

@@ -29,6 +29,7 @@ def bench_spec_bench(
     arms: shared.Arms = None,
     drafter: opt.Drafter = None,
     num_speculative_tokens: opt.NumSpeculativeTokens = None,
+    latency_weight: opt.LatencyWeight = None,
     mtp_modules: opt.MtpModules = None,
     draft_model: opt.DraftModel = None,
     draft_quantization: opt.DraftQuantization = None,

@@ -38,7 +38,7 @@ SCHEMA: dict[str, Any] = {
     "additionalProperties": False,
 }
 CHARACTER = r'(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))'
-SHAPE = rf'\{{"name":"{CHARACTER}{{0,6}}","age":\d{{1,2}},"words":\["(?:one|two)"(?:,"(?:one|two)")?\]\}}\'
+SHAPE = rf'\{{"name":"{CHARACTER}{{0,6}}","age":\d{{1,2}},"words":\["(?:one|two)"(?:,"(?:one|two)")?\]\}}'
 FORMS: list[tuple[StructuredOutputsParams, str]] = [
     (StructuredOutputsParams(json=SCHEMA), SHAPE),
     (StructuredOutputsParams(regex=r"[a-z]{2,5} (one|two)? ?[0-9]{3}"), r"[a-z]{2,5} (one|two)? ?[0-9]{3}"),

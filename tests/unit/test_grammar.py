@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import regex
 import torch
-from conftest import tiny_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import tiny_tokenizer
 from paceline import LLM, SamplingParams, StructuredOutputsParams, UserError
 from paceline.grammar import KEPT, Grammar, Grammars
 from paceline.request import FORCED, Request

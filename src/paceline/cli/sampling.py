@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,6 +12,7 @@ import typer
 from paceline.cli.options import SAMPLING
 from paceline.errors import UserError
 from paceline.request import SamplingParams
+from paceline.structured import MAX_LENGTH, StructuredOutputsParams
 
 
 def _option(*flags: str, **settings: Any) -> Any:
@@ -32,6 +34,10 @@ IgnoreEos = Annotated[bool, _option("--ignore-eos", help="Write on past the end-
 MaxTokens = Annotated[int, _option(help="Most tokens to generate.")]
 MinTokens = Annotated[int, _option(help="Fewest tokens to generate.")]
 Count = Annotated[int, _option("-n", "--n", help="Answers per prompt.")]
+JsonSchema = Annotated[str | None, _option(help="The answer is JSON of this schema.", metavar="FILE|JSON")]
+Regex = Annotated[str | None, _option(help="The whole answer matches this regular expression.", metavar="TEXT")]
+Choice = Annotated[list[str] | None, _option(help="The answer is one of these. Repeatable.", metavar="TEXT")]
+Grammar = Annotated[str | None, _option(help="The answer follows this Lark or GBNF grammar.", metavar="FILE|TEXT")]
 Logprobs = Annotated[int | None, _option(help="With --json: log-probabilities of each token and of this many others.")]
 
 
@@ -44,8 +50,34 @@ def sampling_params(given: dict[str, Any]) -> SamplingParams:
             "stop": tuple(given["stop"] or ()),
             "stop_token_ids": tuple(given["stop_token_ids"] or ()),
             "logit_bias": parse_logit_bias(given["logit_bias"]),
+            "structured_outputs": structured_outputs(given),
         }
     )
+
+
+def structured_outputs(given: dict[str, Any]) -> StructuredOutputsParams | None:
+    """The form that the flags ask for; raises `UserError` for two of them."""
+    flags = {"json": "--json-schema", "regex": "--regex", "choice": "--choice", "grammar": "--grammar"}
+    asked = {name: given.get(flag[2:].replace("-", "_")) for name, flag in flags.items()}
+    asked = {name: value for name, value in asked.items() if value}
+    if len(asked) > 1:
+        raise UserError(f"{' and '.join(flags[name] for name in asked)} exclude each other; give one of them.")
+    for name in asked.keys() & {"json", "grammar"}:
+        asked[name] = _text_or_file(flags[name], asked[name])
+    return StructuredOutputsParams(**asked) if asked else None
+
+
+def _text_or_file(flag: str, given: str) -> str:
+    """What a file of this name holds; else what is given, unless it can only be the name of a file."""
+    path = Path(given)
+    try:
+        if len(given) < 1024 and path.is_file():
+            return path.read_bytes()[: MAX_LENGTH + 1].decode()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{flag} {given} cannot be read ({error}); give a text file.") from None
+    if not given.lstrip().startswith("{") and flag == "--json-schema":
+        raise UserError(f"{flag} takes a schema in JSON or a file that holds one, and there is no file {given[:200]}.")
+    return given
 
 
 def parse_logit_bias(text: str | None) -> dict[int, float] | None:

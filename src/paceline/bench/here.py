@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from itertools import count
 
-from paceline.bench.runs import Answer, Job, Load, Tick
+from paceline.bench.runs import Answer, Closed, Job, Load, Tick
 from paceline.engine.engine import Engine
 from paceline.engine.plan import StepOutput
 
@@ -42,7 +42,8 @@ class EngineArm:
         while index < len(jobs) or in_flight:
             now = time.perf_counter()
             while index < len(jobs) and start + (due := load.due(index, in_flight)) <= now:
-                answers[self._enter(jobs[index])] = Answer(start + due if due else now, len(jobs[index].prompt))
+                sent = now if isinstance(load, Closed) else start + due
+                answers[self._enter(jobs[index])] = Answer(sent, len(jobs[index].prompt))
                 index, in_flight = index + 1, in_flight + 1
             if not in_flight:
                 time.sleep(max(0.0, start + load.due(index, 0) - now))

@@ -7,10 +7,11 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from threading import Event
 from typing import Any
 from urllib.parse import urlsplit
 
-from paceline.bench.runs import Answer, Job, Load, Tick
+from paceline.bench.runs import Answer, Closed, Job, Load, Tick
 from paceline.errors import UserError
 from paceline.request import SpeculationStats
 from paceline.tokenizer import Tokenizer
@@ -42,7 +43,7 @@ class ServerArm:
         tokenizer: Tokenizer,
         speculation: dict[str, Any] | None = None,
         model: str | None = None,
-        timeout: float = 600.0,
+        timeout: float = 300.0,
         api_key: str | None = None,
     ) -> None:
         parts = urlsplit(url if "//" in url else f"http://{url}")
@@ -56,6 +57,7 @@ class ServerArm:
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
         self._speculation, self._model, self._ways = speculation, model, [*_WAYS]
+        self._over = Event()  # nobody waits for answers any more
 
     def run(self, jobs: Sequence[Job], load: Load, tick: Tick) -> list[Answer]:
         """Raises `UserError` when the server refuses, or dies: then with how far it came."""
@@ -69,7 +71,8 @@ class ServerArm:
         """Asks for one token in ever simpler ways, until the server does not call it a bad request."""
         while len(self._ways) > 1:
             try:
-                self._ask(job, self._body(job) | {"max_tokens": 1}, time.perf_counter())
+                self._over.clear()
+                self._ask(job, self._body(job) | {"max_tokens": 1}, None)
                 self._ways = self._ways[:1]
             except ServerError as error:
                 if error.status not in (400, 422):
@@ -77,21 +80,25 @@ class ServerArm:
                 self._ways.pop(0)
 
     def _all(self, jobs: Sequence[Job], load: Load, tick: Tick) -> list[Answer]:
-        start = time.perf_counter()
+        start, done = time.perf_counter(), 0
+        waiting: dict[Future[Answer], Job] = {}
+        self._over.clear()
         with ThreadPoolExecutor(load.lanes(len(jobs))) as pool:
-            waiting: dict[Future[Answer], int] = {}
-            for index, job in enumerate(jobs):
-                due = load.due(index, 0)  # in a closed loop the pool itself lets nobody in too early
-                time.sleep(max(0.0, start + due - time.perf_counter()))
-                waiting[pool.submit(self._ask, job, self._body(job), start + due if due else None)] = index
             try:
+                for index, job in enumerate(jobs):
+                    due = start + load.due(index, 0)  # in a closed loop the pool itself lets nobody in too early
+                    time.sleep(max(0.0, due - time.perf_counter()))
+                    sent = None if isinstance(load, Closed) else due
+                    waiting[pool.submit(self._ask, job, self._body(job), sent)] = job
                 for future in as_completed(waiting):
                     future.result()
-                    tick(jobs[waiting[future]].params.max_tokens)
+                    done += 1
+                    tick(waiting[future].params.max_tokens)
             except ServerError as error:
-                done = sum(future.done() and future.exception() is None for future in waiting)
-                pool.shutdown(wait=False, cancel_futures=True)
                 raise ServerError(f"{error} after {done} of {len(jobs)} requests", error.status) from error
+            finally:
+                self._over.set()
+                pool.shutdown(wait=False, cancel_futures=True)
         return [future.result() for future in waiting]
 
     def _body(self, job: Job) -> dict[str, Any]:
@@ -117,6 +124,8 @@ class ServerArm:
             if response.status != 200:
                 raise ServerError(f"refused ({response.status}: {_complaint(response)})", response.status)
             for event in _events(response):
+                if self._over.is_set():
+                    break
                 _read(event, answer)
         except (OSError, HTTPException) as error:
             raise ServerError(f"stopped answering ({getattr(error, 'strerror', None) or repr(error)})") from error

@@ -120,13 +120,13 @@ class ServerArm:
         connection = self._kind(self._host, self._port, timeout=self._timeout)
         try:
             connection.request("POST", f"{self._root}/v1/completions", json.dumps(body), self._headers)
-            response = connection.getresponse()
-            if response.status != 200:
-                raise ServerError(f"refused ({response.status}: {_complaint(response)})", response.status)
-            for event in _events(response):
-                if self._over.is_set():
-                    break
-                _read(event, answer)
+            with connection.getresponse() as response:
+                if response.status != 200:
+                    raise ServerError(f"refused ({response.status}: {_complaint(response)})", response.status)
+                for event in _events(response):
+                    if self._over.is_set():
+                        break
+                    _read(event, answer)
         except (OSError, HTTPException) as error:
             raise ServerError(f"stopped answering ({getattr(error, 'strerror', None) or repr(error)})") from error
         finally:

@@ -21,6 +21,7 @@ class TimedPolicy:
         self._began = self._before = self._mark = 0.0
         self._drafting: list[float] = []
         self._more = False
+        self._drafts: list[list[int]] | None = None  # before they were cut
 
     def start(self) -> None:
         """A step begins."""
@@ -34,7 +35,8 @@ class TimedPolicy:
 
     def deeper(self) -> Deeper | None:
         """Drafting begins; what the drafter asks on the way."""
-        self._drafting, self._more, self._mark = [], True, perf_counter()
+        self._drafting, self._more, self._drafts = [], True, None
+        self._mark = perf_counter()
         return self._deeper if self.policy.adaptive else None
 
     def _deeper(self, depth: int, requests: list[Request], confidences: list[float]) -> list[bool]:
@@ -55,6 +57,9 @@ class TimedPolicy:
             drafted = [count - 1 for count in proposal.counts]
             kept = self.policy.cut(plan.ready, drafted)
             if kept != drafted:
+                self._drafts = [
+                    row[1:count] for row, count in zip(proposal.tokens.tolist(), proposal.counts, strict=True)
+                ]
                 proposal = proposal.cut(kept)
             self.seconds += perf_counter() - now
         return proposal
@@ -65,8 +70,18 @@ class TimedPolicy:
             return
         now = perf_counter()
         spent = now - self._began - sum(self._drafting) - (self.seconds - self._before)
-        paths = verdict.paths[: len(plan.ready)]
-        accepted = [min(len(path) - 1, drafts) for path, drafts in zip(paths, verified, strict=True)]
         context = sum(batch.context[: len(plan.ready)])
-        self.policy.learn(StepFacts(verified, accepted, batch.starts[-1], context, spent, self._drafting))
+        agreed = self._agreed(verdict, verified)
+        self.policy.learn(StepFacts(verified, agreed, batch.starts[-1], context, spent, self._drafting))
         self.seconds += perf_counter() - now
+
+    def _agreed(self, verdict: Verdict, verified: list[int]) -> list[int]:
+        """As in `StepFacts`; what a grammar forced is nobody's draft."""
+        if self._drafts is None:
+            return [min(len(path) - 1, drafts) for path, drafts in zip(verdict.paths, verified, strict=False)]
+        return [_common(drafts, emitted) for drafts, emitted in zip(self._drafts, verdict.emitted, strict=False)]
+
+
+def _common(one: list[int], other: list[int]) -> int:
+    """How many tokens both begin with."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

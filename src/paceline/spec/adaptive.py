@@ -8,7 +8,7 @@ is made three times in a step, each time with what is known by then: before draf
 confidence of the drafts is known; and before verification, when drafting is paid for and only rows cost. The first
 choice fixes the rate that further drafts have to be worth.
 
-Where nothing is worth drafting, one request drafts now and then: a hundredth of the time goes into finding out whether
+Where nothing is worth drafting, one request drafts now and then: half a hundredth of the time goes into finding out whether
 that is still so.
 """
 
@@ -25,7 +25,7 @@ from paceline.spec.survival import History, Survival, confidence_bin
 from paceline.spec.width import StepFacts
 
 _MARGIN_OFF, _MARGIN_ON = 1.03, 1.01  # drafting begins when it promises so much more than none, and goes on with less
-_PROBE_SHARE = 0.01  # of the time, for drafts that are not expected to pay
+_PROBE_SHARE = 0.005  # of the time, for drafts that are not expected to pay
 _REFRESH = 8  # steps for which sums over the table of costs are kept
 
 
@@ -134,8 +134,8 @@ class AdaptiveWidth:
 
     def learn(self, facts: StepFacts) -> None:
         histories = self._step.histories if self._step else []
-        for history, verified, accepted in zip(histories, facts.verified, facts.accepted, strict=True):
-            self.survival.learn(history, verified, accepted)
+        for history, verified, agreed in zip(histories, facts.verified, facts.agreed, strict=True):
+            self.survival.learn(history, verified, agreed)
         if histories:
             self.costs.learn_pass(len(histories), facts.rows - len(histories), facts.context, facts.seconds)
         for depth, (count, seconds) in enumerate(zip(self._drafted, facts.drafting, strict=False)):

@@ -25,10 +25,10 @@ from paceline.request import Request
 _EDGES = (0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.88, 0.93, 0.96, 0.98, 0.99, 0.995)
 _LOG_EDGES = tuple(log(edge) for edge in _EDGES)
 _MIDDLES = tuple((low + high) / 2 for low, high in zip((0.0, *_EDGES), (*_EDGES, 1.0), strict=True))
-_FIRST = (0.8, 0.78, 0.75)  # prior of depths 1, 2, 3, ...; the last one goes on
+_FIRST = (0.85, 0.82, 0.8)  # prior of depths 1, 2, 3, ...; the last one goes on
 _PRIOR, _KEEP = 4.0, 0.999  # the prior counts as so many drafts; a count loses 1 in 1000 with each new one
-_RATE, _DECAY = 0.3, 0.97  # of a request's shift: how fast it follows one draft, what is left of it after one
-_STEP, _LEVELS = 0.35, 6  # shifts are used in steps, so that requests of one level share their sums
+_RATE, _DECAY = 0.1, 0.97  # of a request's shift: how fast it follows one draft, what is left of it after one
+_STEP, _LEVELS = 0.2, 8  # shifts are used in steps, so that requests of one level share their sums
 
 
 class Rate:
@@ -65,9 +65,9 @@ class Depths:
 
     def __post_init__(self) -> None:
         self.plain = [Rate(_FIRST[min(j, len(_FIRST) - 1)]) for j in range(self.most)]
-        # A draft of confidence q is right a little less often than q; what follows a sure draft is likely sure.
-        self.seen = [[Rate(0.05 + 0.93 * q) for q in _MIDDLES] for _ in range(self.most)]
-        self.ahead = [[Rate(0.3 + 0.6 * q) for q in _MIDDLES] for _ in range(self.most)]
+        # Trained modules are right more often than they say; what follows a sure draft is a little surer.
+        self.seen = [[Rate(0.4 + 0.58 * q) for q in _MIDDLES] for _ in range(self.most)]
+        self.ahead = [[Rate(0.65 + 0.2 * q) for q in _MIDDLES] for _ in range(self.most)]
 
 
 @dataclass
@@ -87,7 +87,7 @@ class History:
 class Survival:
     """Estimates for at most `most` drafts, learned from verdicts.
 
-    Example: a fresh one gives a chain of three drafts the probabilities .8, .8 * .78, .8 * .78 * .75."""
+    Example: a fresh one gives a chain of three drafts the probabilities .85, .85 * .82, .85 * .82 * .8."""
 
     def __init__(self, most: int) -> None:
         self.most = most
@@ -115,20 +115,22 @@ class Survival:
             products.append(product)
         return products
 
-    def learn(self, history: History, verified: int, accepted: int) -> None:
-        """The target saw `verified` of the request's drafts and took the first `accepted`.
+    def learn(self, history: History, verified: int, agreed: int) -> None:
+        """The target saw `verified` of the request's drafts; the first `agreed` were right (one more than `verified` at
+        most: see `StepFacts`).
 
-        What was drafted but not verified counts as what its confidence says: left out, it would make the depth look as
-        good as those drafts that were thought worth a row."""
+        What was drafted beyond that counts as what its confidence says: left out, it would make the depth look as good
+        as those drafts that were thought worth a row."""
         counts, bins, odds = self.kinds[history.kind], history.bins, exp(_STEP * history.level)
-        for j in range(min(accepted + 1, max(verified, len(bins)))):
-            known = j < len(bins)
-            rate = counts.seen[j][bins[j]] if known else counts.plain[j]
+        history.shift *= _DECAY  # also where nothing was drafted, or a bad moment would last
+        known = max(verified, min(verified + 1, len(bins)))  # drafts whose fate is known, if all before it were right
+        for j in range(min(agreed + 1, max(known, len(bins)))):
+            rate = counts.seen[j][bins[j]] if j < len(bins) else counts.plain[j]
             expected = shifted(rate.mean, odds)
-            outcome = float(j < accepted) if j < verified else expected
-            if j < verified:
-                history.shift = history.shift * _DECAY + _RATE * (outcome - expected)
-                if known:
+            outcome = float(j < agreed) if j < known else expected
+            if j < known:
+                history.shift += _RATE * (outcome - expected)
+                if j < len(bins):
                     rate.add(outcome)
             counts.plain[j].add(outcome)
             if j and j <= len(bins):

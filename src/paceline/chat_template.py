@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NoReturn
 
-from jinja2 import TemplateError, nodes
+from jinja2 import TemplateError, meta, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -20,7 +20,10 @@ class ChatTemplate:
     `raise_exception`, `strftime_now`, and `{% generation %}` marks, which change nothing here."""
 
     def __init__(self, source: str) -> None:
-        """Raises UserError for a template that is not valid Jinja."""
+        """variables: what it looks at beside its own; knows_calls: whether it renders calls of tools.
+
+        Raises UserError for a template that is not valid Jinja."""
+        self.knows_calls = "tool_calls" in source
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
         )
@@ -28,6 +31,7 @@ class ChatTemplate:
         environment.globals.update(raise_exception=_refuse, strftime_now=_now)
         try:
             self._template = environment.from_string(source)
+            self.variables = meta.find_undeclared_variables(environment.parse(source))
         except TemplateError as problem:
             raise UserError(f"The model's chat template is not valid ({problem}): use raw prompts instead.") from None
 

@@ -84,6 +84,16 @@ class Tokenizer:
     def has_chat_template(self) -> bool:
         return self._template is not None
 
+    @property
+    def renders_tools(self) -> bool:
+        """Whether the chat template tells the model of the `tools` that it is given."""
+        return self._template is not None and "tools" in self._template.variables
+
+    @property
+    def renders_tool_calls(self) -> bool:
+        """Whether the chat template renders messages with `tool_calls`, and what came of these."""
+        return self._template is not None and self._template.knows_calls
+
     def render_chat(
         self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
     ) -> str:

@@ -12,10 +12,12 @@ from paceline.serve.answers import Usage, Whole, collect, counted, end_fields
 from paceline.serve.details import TokenDetails
 from paceline.serve.generation import Answers, draft_length, sampling_params
 from paceline.serve.logprobs import chat_logprobs
+from paceline.serve.messages import Finished
 from paceline.serve.protocol import ChatBody, Message
 from paceline.serve.state import State, head, state_of
 from paceline.serve.stream import EventStream, begun, unless_gone
 from paceline.serve.text import Delta
+from paceline.serve.tool_calls import CallReader, News, news_of
 from paceline.tokenizer import Tokenizer
 
 router = APIRouter()
@@ -40,7 +42,7 @@ async def chat(body: ChatBody, request: Request, state: Annotated[State, Depends
 async def _submit(body: ChatBody, state: State) -> Answers:
     state.client.check_room(1)  # before any work
     messages = body.messages or [Message(role="user", content=body.text or "")]
-    prompt = await state.encode_chat(messages, body.chat_template_kwargs, body.add_generation_prompt)
+    prompt = await state.encode_chat(messages, body.chat_template_kwargs, body.add_generation_prompt, body.offered)
     asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     room = max(1, state.client.facts.max_model_len - len(prompt))
     details = body.paceline.tokens
@@ -51,10 +53,16 @@ async def _submit(body: ChatBody, state: State) -> Answers:
 
 
 def _choice(number: int, whole: Whole, body: ChatBody, tokenizer: Tokenizer) -> dict[str, Any]:
-    message = {"role": "assistant", "content": whole.text, "refusal": None}
-    choice = {"index": number, "message": message, "logprobs": _logprobs(whole, body, tokenizer)}
+    said = news_of(whole.text, body.must_call) if body.offered else News(whole.text)
+    choice = {"index": number, "message": said.as_message(), "logprobs": _logprobs(whole, body, tokenizer)}
     told = {"paceline": TokenDetails(tokenizer).of(whole)} if body.paceline.tokens else {}
-    return choice | end_fields(whole.finished) | told
+    return choice | _end(whole.finished, bool(said.names)) | told
+
+
+def _end(finished: Finished | None, called: bool) -> dict[str, Any]:
+    """As `end_fields`, but an answer that ended by itself and has called tools says so."""
+    fields = end_fields(finished)
+    return fields | ({"finish_reason": "tool_calls"} if called and fields["finish_reason"] == "stop" else {})
 
 
 def _logprobs(part: Whole | Delta, body: ChatBody, tokenizer: Tokenizer) -> dict[str, Any] | None:
@@ -70,15 +78,13 @@ async def _chunks(
         choice = {"index": number, "delta": role, "logprobs": None, "finish_reason": None}
         yield start | {"choices": [choice]} | usage.of_chunk(body.stream_options)
     details = [TokenDetails(tokenizer) for _ in range(body.n)] if body.paceline.tokens else []
+    readers = [CallReader(body.must_call) for _ in range(body.n)] if body.offered else []
     async for delta in deltas:
-        if delta.text or delta.finished or body.logprobs or details:
-            choice = {
-                "index": delta.index,
-                "delta": {"content": delta.text} if delta.text else {},
-                "logprobs": _logprobs(delta, body, tokenizer),
-            }
+        said = readers[delta.index].read(delta.text, delta.finished is not None) if readers else News(delta.text)
+        if said or delta.finished or body.logprobs or details:
+            choice = {"index": delta.index, "delta": said.as_delta(), "logprobs": _logprobs(delta, body, tokenizer)}
             told = {"paceline": details[delta.index].of(delta)} if details else {}
-            choice |= end_fields(delta.finished) | told
+            choice |= _end(delta.finished, bool(readers and readers[delta.index].count)) | told
             yield start | {"choices": [choice]} | usage.of_chunk(body.stream_options)
     if body.stream_options.include_usage:
         yield start | {"choices": [], "usage": usage.as_dict()}

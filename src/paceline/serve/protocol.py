@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 from paceline.serve.body import MAX_LIST, Body, Ids, StopText, Text
 from paceline.serve.fields import checked
 from paceline.serve.form import FormFields
+from paceline.serve.tools import ToolCalls, ToolFields
+from paceline.structured import StructuredOutputsParams
 
 
 class Speculation(Body):
@@ -76,6 +78,8 @@ class Message(Body):
     role: Annotated[Text, Field(min_length=1, max_length=64)]
     content: Text | Annotated[list[ContentPart], Field(max_length=MAX_LIST)] = ""
     name: Text | None = None
+    tool_calls: ToolCalls | None = None
+    tool_call_id: Text | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -91,7 +95,7 @@ class Message(Body):
         return self
 
 
-class ChatBody(GenerationBody):
+class ChatBody(GenerationBody, ToolFields):
     """`text` is PaddleNLP's way to send a single question."""
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_LIST)] | None = None
@@ -111,7 +115,13 @@ class ChatBody(GenerationBody):
             raise ValueError("max_tokens and max_completion_tokens differ; give one of them")
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs: true; add it, or leave top_logprobs out")
+        if self.offered and super().form is not None:
+            raise ValueError("tools and a form for the answer exclude each other; leave one out, or tool_choice none")
         return self
+
+    @property
+    def form(self) -> StructuredOutputsParams | None:
+        return self.call_form if self.must_call else super().form
 
 
 class CompletionBody(GenerationBody):

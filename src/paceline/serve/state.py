@@ -12,6 +12,7 @@ from typing import Any
 from fastapi import Request
 
 from paceline.serve.client import EngineClient
+from paceline.serve.conversation import encoded
 from paceline.serve.errors import ApiError
 from paceline.serve.metrics import Metrics
 from paceline.serve.protocol import Message
@@ -43,26 +44,17 @@ class State:
         return await asyncio.to_thread(self.tokenizer.encode, text, add_special_tokens=add_special_tokens)
 
     async def encode_chat(
-        self, messages: Sequence[Message], variables: dict[str, Any], add_generation_prompt: bool
+        self,
+        messages: Sequence[Message],
+        variables: dict[str, Any],
+        add_generation_prompt: bool,
+        tools: Sequence[dict[str, Any]] = (),
     ) -> list[int]:
         """Raises `UserError` when the model has no chat template, or it refuses the messages."""
         for name in variables:
-            if name in ("self", "messages", "add_generation_prompt"):
+            if name in ("self", "messages", "add_generation_prompt", "tools"):
                 raise ApiError(400, f"chat_template_kwargs must not hold {name}.", param="chat_template_kwargs")
-        return await asyncio.to_thread(
-            self.tokenizer.apply_chat_template,
-            [as_dict(message) for message in messages],
-            add_generation_prompt=add_generation_prompt,
-            **variables,
-        )
-
-
-def as_dict(message: Message) -> dict[str, Any]:
-    """As templates read it: text parts are one text."""
-    content = message.content
-    text = content if isinstance(content, str) else "".join(part.text for part in content)
-    named = {} if message.name is None else {"name": message.name}
-    return {"role": message.role, "content": text} | named
+        return await asyncio.to_thread(encoded, self.tokenizer, messages, list(tools), add_generation_prompt, variables)
 
 
 def state_of(request: Request) -> State:

@@ -45,9 +45,7 @@ def draw(records: dict[str, dict[str, Any]], stem: Path) -> list[Path]:
     do not belong in one picture."""
     kinds = {record["kind"] for record in records.values()}
     if len(kinds) > 1 or not kinds <= PANELS.keys():
-        raise UserError(
-            "A picture is of tables, or of rates: give files of `bench table` only, or of `bench rate` only."
-        )
+        raise UserError("A picture is of tables or of rates: give files of `bench table`, or files of `bench rate`.")
     (kind,) = kinds
     try:
         import matplotlib

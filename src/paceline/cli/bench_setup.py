@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 FULL = {"input_len": 2500, "output_len": 1500, "num_requests": 80}
 OUTPUT_LEN = 128
+ROOM = 512  # tokens of context that an engine has at least, so that it can measure what its steps cost
 
 
 def workload(given: dict[str, Any]) -> Workload:
@@ -76,7 +77,8 @@ def make_arms(given: dict[str, Any], names: list[str], loaded: Loaded, most: int
     if given["server"] is None:
         if given["baseline_server"] is not None:
             raise UserError("--baseline-server belongs to --server; add that.")
-        sizes = {"max_num_seqs": most, "max_model_len": longest, "enable_prefix_caching": False}
+        room = min(loaded.target.config.max_position_embeddings, max(longest, ROOM))
+        sizes = {"max_num_seqs": most, "max_model_len": room, "enable_prefix_caching": False}
         sizes["max_num_batched_tokens"] = max(512, most)
         return [*engine_arms(loaded, names, sizes | opt.engine_options(given))]
     return _server_arms(given, names, loaded)
@@ -159,7 +161,8 @@ def progress_bar(tokens: int) -> Iterator[tuple[Tick, Callable[[str], None]]]:
         TimeRemainingColumn(),
         TextColumn("{task.description}"),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=tokens)
         yield (
             lambda count: progress.update(task, advance=count),

@@ -83,13 +83,18 @@ class Grammar:
         """Why the answer cannot go on: on the way, the grammar proved to take too long."""
         return _reason(self._matcher.get_error()) if self._matcher.is_error() else None
 
-    def masks(self, paths: Sequence[Sequence[int]], vocab_size: int) -> NDArray[np.bool_]:
-        """Which tokens may follow the committed ones and each path, [len(paths), vocab_size].
+    def mask(self, path: Sequence[int]) -> bytes:
+        """Which tokens may follow the committed ones and the path, a bit each, the lowest of the first byte first.
 
         Behind a draft that the grammar refuses, all: no such place is ever reached."""
-        rows = b"".join(self._mask(tuple(path)) for path in paths)
-        bits = np.unpackbits(np.frombuffer(rows, dtype=np.uint8).reshape(len(paths), -1), axis=1, bitorder="little")
-        return bits[:, :vocab_size].view(np.bool_)
+        place = tuple(path)
+        found = self._masks.get(place)
+        if found is None:
+            inside, found = self._go(path), self._matcher.compute_bitmask()
+            if not inside or self._matcher.is_error():
+                found = b"\xff" * len(found)
+            self._masks[place] = found
+        return found
 
     def forced(self, path: Sequence[int], most: int) -> list[int]:
         """The tokens that must follow the committed ones and the path, as far as there is no choice; `most` of them."""
@@ -114,15 +119,6 @@ class Grammar:
         self._masks.clear()
         return bool(self._matcher.consume_token(token) and self._matcher.is_stopped())
 
-    def _mask(self, path: tuple[int, ...]) -> bytes:
-        found = self._masks.get(path)
-        if found is None:
-            inside, found = self._go(path), self._matcher.compute_bitmask()
-            if not inside or self._matcher.is_error():
-                found = b"\xff" * len(found)
-            self._masks[path] = found
-        return found
-
     def _go(self, path: Sequence[int]) -> bool:
         """Walks to the end of the path, or as far as the grammar allows; whether it got there."""
         same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(self._path, path, strict=False)))
@@ -132,6 +128,13 @@ class Grammar:
         taken = self._matcher.try_consume_tokens(rest) if rest else 0
         self._path = [*self._path[:same], *rest[:taken]]
         return taken == len(rest)
+
+
+def forbidden(masks: Sequence[bytes], vocab_size: int) -> NDArray[np.bool_]:
+    """Of each mask the tokens that it does not allow, [len(masks), vocab_size]."""
+    packed = np.frombuffer(b"".join(masks), dtype=np.uint8).reshape(len(masks), -1)
+    bits = np.unpackbits(np.invert(packed), axis=1, count=vocab_size, bitorder="little")
+    return bits.view(np.bool_)
 
 
 def library() -> Any:

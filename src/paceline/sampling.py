@@ -18,6 +18,7 @@ from torch import Tensor
 
 from paceline.errors import UserError
 from paceline.filters import cut_min_p, cut_top_k, cut_top_p
+from paceline.grammar import forbidden
 from paceline.noise import Noise
 from paceline.penalties import Penalties
 from paceline.request import Request, SamplingParams
@@ -44,15 +45,39 @@ class Sampler:
         """
         if all(is_plain(request.params) for request in requests):
             return best_token(logits)
+        scores, drawn = self._scores(logits, requests, paths)
+        return best_token(self._perturb(scores, requests, paths, drawn))
+
+    def choose_and_rate(
+        self, logits: Tensor, requests: Sequence[Request], paths: Sequence[list[int]]
+    ) -> tuple[list[int], list[float]]:
+        """As `choose`, on the host; and each chosen token's log-probability in the distribution that it was chosen
+        from, at temperature 1 where the choice is greedy."""
+        if all(is_plain(request.params) for request in requests):
+            scores, chosen = logits.to(torch.float32), best_token(logits)
+        else:
+            scores, drawn = self._scores(logits, requests, paths)
+            chosen = best_token(self._perturb(scores.clone(), requests, paths, drawn))
+        rated = scores.gather(1, chosen[:, None]).flatten() - scores.logsumexp(-1)
+        return chosen.tolist(), rated.tolist()
+
+    def _scores(
+        self, logits: Tensor, requests: Sequence[Request], paths: Sequence[list[int]]
+    ) -> tuple[Tensor, list[int]]:
+        """What is chosen from, in a new tensor, and which rows are drawn at random: these are divided by their
+        temperatures and cut."""
         scores = logits.to(torch.float32, copy=True)
         self._edit(scores, requests, paths)
+        _mask(scores, requests, paths)
         drawn = [i for i, request in enumerate(requests) if request.params.temperature >= _GREEDY_BELOW]
         if drawn:
-            _update(scores, drawn, lambda rows: self._perturb(rows, requests, paths, drawn))
-        return best_token(scores)
+            params = [requests[i].params for i in drawn]
+            heat = [p.temperature for p in params]
+            _update(scores, drawn, lambda rows: cut(rows / _column(heat, rows)[:, None], params))
+        return scores, drawn
 
     def _edit(self, scores: Tensor, requests: Sequence[Request], paths: Sequence[list[int]]) -> None:
-        """What acts on scores whatever the temperature, in place: min_tokens, logit_bias, penalties, the grammar."""
+        """What acts on chosen tokens' scores whatever the temperature, in place: min_tokens, logit_bias, penalties."""
         for _, group in groupby(range(len(requests)), key=lambda i: id(requests[i])):
             rows = list(group)
             request = requests[rows[0]]
@@ -65,9 +90,6 @@ class Sampler:
                 mine[:, list(ids)] += torch.tensor(bias, device=scores.device)
             if params.has_penalties:
                 self._penalties.apply(mine, request, [paths[i] for i in rows])
-            if request.grammar is not None:
-                allowed = torch.from_numpy(request.grammar.masks([paths[i] for i in rows], scores.shape[1]))
-                mine.clamp_(min=_ALLOWED).masked_fill_(allowed.logical_not_().to(scores.device), -torch.inf)
 
     def _forbid_end(self, scores: Tensor, request: Request, paths: list[list[int]]) -> None:
         params = request.params
@@ -78,13 +100,14 @@ class Sampler:
                 scores[row, ends] = -torch.inf
 
     def _perturb(
-        self, scores: Tensor, requests: Sequence[Request], paths: Sequence[list[int]], rows: list[int]
+        self, scores: Tensor, requests: Sequence[Request], paths: Sequence[list[int]], drawn: list[int]
     ) -> Tensor:
-        """Temperature, filters and noise for the rows that are drawn at random; scores are these rows' own."""
-        params = [requests[i].params for i in rows]
-        scores = cut(scores / _column([p.temperature for p in params], scores)[:, None], params)
-        places = [(requests[i].seed, len(requests[i].tokens) + len(paths[i])) for i in rows]
-        return self._noise.gumbel(places, scores.shape[1], scores.device).add_(scores)
+        """Adds noise to the rows that are drawn at random, in place; returns the scores."""
+        if drawn:
+            places = [(requests[i].seed, len(requests[i].tokens) + len(paths[i])) for i in drawn]
+            noise = self._noise.gumbel(places, scores.shape[1], scores.device)
+            _update(scores, drawn, lambda rows: noise.add_(rows))
+        return scores
 
 
 def is_plain(params: SamplingParams) -> bool:
@@ -96,6 +119,15 @@ def is_plain(params: SamplingParams) -> bool:
         and not params.has_penalties
         and params.structured_outputs is None
     )
+
+
+def _mask(scores: Tensor, requests: Sequence[Request], paths: Sequence[list[int]]) -> None:
+    """What the grammars forbid becomes -inf, in place."""
+    asked = [(i, grammar.mask(paths[i])) for i, r in enumerate(requests) if (grammar := r.grammar) is not None]
+    if asked:
+        rows, masks = [list(part) for part in zip(*asked, strict=True)]
+        bad = torch.from_numpy(forbidden(masks, scores.shape[1])).to(scores.device)
+        _update(scores, rows, lambda mine: mine.clamp_(min=_ALLOWED).masked_fill_(bad, -torch.inf))
 
 
 def best_token(scores: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, FastAPI, Response
 
 from paceline import __version__
-from paceline.serve import chat, completions, tokenize
+from paceline.serve import chat, completions, page, tokenize
 from paceline.serve.client import DOWN
 from paceline.serve.errors import ApiError, add_handlers
 from paceline.serve.log import RequestLog
@@ -22,7 +22,7 @@ def make_app(state: State) -> FastAPI:
     """CORS stays off: no page of another origin can read what this server says."""
     app = FastAPI(title="Paceline", version=__version__, redoc_url=None)
     app.state.paceline = state
-    for part in (chat.router, completions.router, tokenize.router, router):
+    for part in (chat.router, completions.router, tokenize.router, page.router, router):
         app.include_router(part)
     add_handlers(app)
     if state.settings.api_keys:
@@ -34,8 +34,15 @@ def make_app(state: State) -> FastAPI:
 
 @router.get("/v1/models", summary="The model that is served, under each of its names")
 async def models(state: Asked) -> dict[str, Any]:
-    context = state.client.facts.max_model_len
-    fixed = {"object": "model", "created": state.started, "owned_by": "paceline", "max_model_len": context}
+    facts = state.client.facts
+    drafters = list(dict.fromkeys((*facts.drafter.split(","), "none")))
+    fixed = {
+        "object": "model",
+        "created": state.started,
+        "owned_by": "paceline",
+        "max_model_len": facts.max_model_len,
+        "speculation": {"drafters": drafters, "num_speculative_tokens": facts.num_speculative_tokens},
+    }
     return {"object": "list", "data": [{"id": name} | fixed for name in state.settings.served_names]}
 
 

@@ -9,8 +9,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from paceline.serve.errors import ApiError, as_response
 
-# Load balancers ask these, and they tell nothing.
-OPEN = ("/health", "/ready", "/version")
+# Load balancers ask these, and they tell nothing; nor does the playground's page, which asks for the key itself.
+OPEN = ("/health", "/ready", "/version", "/")
+OPEN_FOLDER = "/playground/"
 
 
 class BodyLimit:
@@ -40,16 +41,19 @@ class BodyLimit:
 
 
 class ApiKey:
-    """401 without one of the keys, except for `OPEN`. The time it takes does not tell how much of a key was right."""
+    """401 without one of the keys, except for what is open. The time it takes tells nothing of how much was right."""
 
     def __init__(self, app: ASGIApp, keys: tuple[str, ...]) -> None:
         self._app, self._keys = app, [key.encode() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN or self._allowed(scope):
+        if scope["type"] != "http" or self._is_open(scope["path"]) or self._allowed(scope):
             return await self._app(scope, receive, send)
         sentence = "This server asks for a key: send the header 'Authorization: Bearer KEY' with the right one."
         await as_response(ApiError(401, sentence, code="invalid_api_key"))(scope, receive, send)
+
+    def _is_open(self, path: str) -> bool:
+        return path in OPEN or path.startswith(OPEN_FOLDER)
 
     def _allowed(self, scope: Scope) -> bool:
         kind, _, given = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from paceline.kernels import cpu, native, reference
+from paceline.kernels import cpu, latent, native, reference
 
 BF16 = torch.bfloat16
 ROWS = 37
@@ -117,14 +117,14 @@ def test_attention_over_latents_equals_the_reference_and_a_row_is_its_own(first:
         begins = [sum(counts[:r]) for r in range(3)]
         rows = torch.cat([q[begins[r] + start : begins[r] + end] for r, start, end in pieces])
         starts = [0, *accumulate(end - start for _, start, end in pieces)]
-        where = native.Tables.of(
+        where = latent.Tables.of(
             starts,
             [contexts[r] + start for r, start, _ in pieces],
             [firsts[r] for r, *_ in pieces],
             [tables[r] for r, *_ in pieces],
         )
         padded = torch.cat((rows, rows[:, :1]), dim=1)[:, :heads]  # rows apart by more than their heads
-        return native.attend_latent(padded, keys, where, v_dim, size, 0.3)
+        return latent.attend_latent(padded, keys, where, v_dim, size, 0.3)
 
     whole = attend([(r, 0, count) for r, count in enumerate(counts)]).split(counts)
     for r, (context, count, table) in enumerate(zip(contexts, counts, tables, strict=True)):

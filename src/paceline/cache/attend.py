@@ -15,7 +15,7 @@ from torch import Tensor
 
 from paceline.batch import ForwardBatch
 from paceline.cache.pool import SPARE_SLOTS, Pool
-from paceline.kernels import PIECE, Sight, attend_rows, native
+from paceline.kernels import PIECE, Sight, attend_rows, latent
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class PagedAttend:
         pool, batch = self.pool, self.batch
         pool.write(layer, batch.slots, k, v)
         keys, values = pool.k[layer], pool.v[layer]
-        if pool.spec.latent and batch.tree is None and native.attends_latent(q, pool.spec.v_dim):
-            return native.attend_latent(q, keys, self.tables, pool.spec.v_dim, pool.block_size, scale)
+        if pool.spec.latent and batch.tree is None and latent.attends_latent(q, pool.spec.v_dim):
+            return latent.attend_latent(q, keys, self.tables, pool.spec.v_dim, pool.block_size, scale)
         outs = [
             attend_rows(q[r.start : r.end], [keys[p] for p in r.pieces], [values[p] for p in r.pieces], r.sight, scale)
             for r in self.reaches
@@ -49,8 +49,8 @@ class PagedAttend:
         return outs[0] if len(outs) == 1 else torch.cat(outs)
 
     @cached_property
-    def tables(self) -> native.Tables:
-        return native.Tables.of(self.batch.starts, self.batch.context, self.batch.first, self.batch.blocks)
+    def tables(self) -> latent.Tables:
+        return latent.Tables.of(self.batch.starts, self.batch.context, self.batch.first, self.batch.blocks)
 
     @cached_property
     def reaches(self) -> list[Reach]:

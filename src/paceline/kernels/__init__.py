@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from paceline.kernels import native
+from paceline.kernels import latent, native
 from paceline.kernels.cpu import (
     PIECE,
     attend_rows,
@@ -30,6 +30,7 @@ __all__ = [
     "Sight",
     "attend_rows",
     "gated",
+    "latent",
     "native",
     "quantised_linear",
     "rms_norm",

@@ -1,4 +1,4 @@
-"""Compiles `native.c` and `int8.c` with the machine's own C compiler, once, and calls them. Where there is no compiler,
+"""Compiles the C files beside it with the machine's own C compiler, once, and calls them. Where there is no compiler,
 `library()` is None and plain torch does the same work, slower; nothing else changes, for one process always takes one
 way."""
 
@@ -11,19 +11,16 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from dataclasses import dataclass
 from functools import cache
-from itertools import accumulate, chain
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("native.c", "int8.c"))
-HEADER = Path(__file__).with_name("bf16.h")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("native.c", "latent.c", "int8.c"))
+HEADERS = tuple(Path(__file__).with_name(name) for name in ("bf16.h", "quick_exp.h"))
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-fPIC")
 MAX_HALF_ROPE, MAX_EXPERTS = 256, 256  # sizes of the arrays in native.c
-MOST_HEADS = 16
 SHARED_AT_LEAST = 1 << 18  # weights of a product below which waking other threads costs more than they save
 OFF = "PACELINE_NO_NATIVE"  # environment variable: any value keeps to plain torch
 _LONG, _POINTER, _FLOAT = ctypes.c_long, ctypes.c_void_p, ctypes.c_float
@@ -33,7 +30,7 @@ _SIGNATURES = {
     "causal_softmax": [_POINTER] + [_LONG] * 5,
     "route": [_POINTER] * 4 + [_LONG] * 4 + [ctypes.c_int, _FLOAT],
     "gated": [_POINTER] * 3 + [_LONG] * 4,
-    "attend_latent": [_POINTER] * 10 + [_LONG] * 6 + [_FLOAT],
+    "attend_latent": [_POINTER] * 9 + [_LONG] * 7 + [_FLOAT, _LONG, ctypes.c_int],
     "int8_linear": [_POINTER] * 5 + [_LONG] * 3 + [ctypes.c_int],
 }
 
@@ -59,7 +56,7 @@ def library() -> ctypes.CDLL | None:
 
 def _compiled(compiler: str) -> Path:
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=20).stdout
-    text = b"".join(file.read_bytes() for file in (*SOURCES, HEADER))
+    text = b"".join(file.read_bytes() for file in (*SOURCES, *HEADERS))
     flags = [*FLAGS, *_openmp(version)]
     about = b"\0".join((text, " ".join(flags).encode(), version, _processor()))
     cache_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -78,7 +75,7 @@ def _compiled(compiler: str) -> Path:
 
 def _openmp(version: bytes) -> list[str]:
     """Flags for threads. They are those of torch's own OpenMP library, found in this process: it is not linked, for the
-    idle threads of a second one would keep the cores busy. Where torch has another one, int8 runs on one thread."""
+    idle threads of a second one would keep the cores busy. Where torch has another one, all run on one thread."""
     theirs = hasattr(ctypes.CDLL(None), "GOMP_parallel")
     return ["-fopenmp"] if theirs and b"Free Software Foundation" in version else []
 
@@ -103,7 +100,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """As `reference.rms_norm`; x [rows, n] dense in its last dimension."""
     rows, n = x.shape
     out = torch.empty(rows, n, dtype=x.dtype)
-    _call("rms_norm", x.data_ptr(), weight.data_ptr(), out.data_ptr(), rows, n, x.stride(0), eps)
+    call("rms_norm", x.data_ptr(), weight.data_ptr(), out.data_ptr(), rows, n, x.stride(0), eps)
     return out
 
 
@@ -112,19 +109,19 @@ def rotate_and_norm(made: Tensor, cos: Tensor, sin: Tensor, weight: Tensor, eps:
     rows, heads, width = made.shape
     rank = len(weight)
     pointers = (made.data_ptr(), cos.data_ptr(), sin.data_ptr(), weight.data_ptr())
-    _call("rotate_and_norm", *pointers, rows, heads, rank, width - rank, eps)
+    call("rotate_and_norm", *pointers, rows, heads, rank, width - rank, eps)
 
 
 def causal_softmax(scores: Tensor, context: int, first: int) -> None:
     """As `reference.causal_softmax`; scores [rows, heads, width] contiguous."""
-    _call("causal_softmax", scores.data_ptr(), *scores.shape, context, first)
+    call("causal_softmax", scores.data_ptr(), *scores.shape, context, first)
 
 
 def route(x: Tensor, weight: Tensor, bias: Tensor, top: int, normalise: bool, scaling: float) -> Tensor:
     """As `reference.route`."""
     shares = torch.empty(len(x), len(weight), dtype=torch.float32)
     pointers = (x.data_ptr(), weight.data_ptr(), bias.data_ptr(), shares.data_ptr())
-    _call("route", *pointers, len(x), *weight.shape, top, normalise, scaling)
+    call("route", *pointers, len(x), *weight.shape, top, normalise, scaling)
     return shares
 
 
@@ -133,7 +130,7 @@ def gated(gate_up: Tensor, shares: Tensor | None, width: int) -> Tensor:
     rows, n = gate_up.shape[0], gate_up.shape[1] // 2
     out = torch.empty(rows, n, dtype=gate_up.dtype)
     owners, experts = (None, 0) if shares is None else (shares.data_ptr(), shares.shape[1])
-    _call("gated", gate_up.data_ptr(), owners, out.data_ptr(), rows, n, experts, width)
+    call("gated", gate_up.data_ptr(), owners, out.data_ptr(), rows, n, experts, width)
     return out
 
 
@@ -150,54 +147,12 @@ def int8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -
     added = None if bias is None else bias.data_ptr()
     pointers = (x.data_ptr(), weight.data_ptr(), scale.data_ptr(), added, out.data_ptr())
     threads = torch.get_num_threads() if weight.numel() >= SHARED_AT_LEAST else 1
-    _call("int8_linear", *pointers, rows, inputs, outputs, threads)
+    call("int8_linear", *pointers, rows, inputs, outputs, threads)
     return out
 
 
-@dataclass(frozen=True)
-class Tables:
-    """Where each request's rows and blocks are, for `attend_latent`: the same for all layers of a pass."""
-
-    numbers: Tensor
-    starts: list[int]
-    context: list[int]
-    longest: int
-
-    @staticmethod
-    def of(starts: list[int], context: list[int], first: list[int], blocks: list[list[int]]) -> Tables:
-        """starts R+1; context, first and blocks R, as in a ForwardBatch."""
-        offsets = [0, *accumulate(map(len, blocks))]
-        numbers = torch.tensor(
-            [*starts, *context, *first, *offsets[:-1], *chain.from_iterable(blocks)], dtype=torch.int64
-        )
-        longest = max(c + end - start for c, start, end in zip(context, starts, starts[1:], strict=False))
-        return Tables(numbers, starts, context, longest)
-
-
-def attend_latent(q: Tensor, keys: Tensor, tables: Tables, v_dim: int, block_size: int, scale: float) -> Tensor:
-    """Attention of all requests over latents: q [T, H, k_dim], keys [slots, 1, k_dim], of which the first v_dim numbers
-    are the value too; returns [T, H, v_dim]. Row by row what `reference.attend_rows` says for a chain."""
-    requests, (rows, heads, k_dim) = len(tables.context), q.shape
-    out = torch.empty(rows, heads, v_dim, dtype=q.dtype)
-    scratch = torch.empty(16 * (k_dim + tables.longest + 1) + 2 * tables.longest, dtype=torch.float32)
-    numbers, latents = tables.numbers.data_ptr(), scratch.data_ptr()
-    pointers = (
-        *(q.data_ptr(), keys.data_ptr(), out.data_ptr()),
-        *(numbers + 8 * offset for offset in (0, requests + 1, 2 * requests + 1, 3 * requests + 1, 4 * requests + 1)),
-        *(latents, latents + 8 * tables.longest),
-    )
-    _call("attend_latent", *pointers, requests, heads, q.stride(0), k_dim, v_dim, block_size, scale)
-    return out
-
-
-def attends_latent(q: Tensor, v_dim: int) -> bool:
-    """Whether `attend_latent` is for these queries [T, H, k_dim]: few heads (it has one thread), even dimensions."""
-    heads, k_dim = q.shape[1:]
-    even = heads % 4 == 0 and k_dim % 32 == 0 and v_dim % 64 == 0
-    return even and heads <= MOST_HEADS and q.stride(1) == k_dim and serves(q)
-
-
-def _call(name: str, *arguments: object) -> None:
+def call(name: str, *arguments: object) -> None:
+    """One of the functions of `library`, which is not None."""
     found = library()
     assert found is not None
     getattr(found, name)(*arguments)

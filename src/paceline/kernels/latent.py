@@ -1,0 +1,63 @@
+"""Attention over latents (MLA, absorbed) for a whole batch in one call of `latent.c`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate, chain, pairwise
+
+import torch
+from torch import Tensor
+
+from paceline.kernels import native
+
+MOST_HEADS = 16
+MOST_ROWS = 4  # of a request in a tile; as in latent.c
+FETCHED = 24  # pointers behind the last place; as in latent.c
+SHARED_AT_LEAST = 400  # rows times places below which waking other threads costs more than they save
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Where each request's rows and blocks are: the same for all layers of a pass. longest: places that a row may see;
+    work: rows times places, of all requests."""
+
+    numbers: Tensor
+    starts: list[int]
+    context: list[int]
+    longest: int
+    work: int
+
+    @staticmethod
+    def of(starts: list[int], context: list[int], first: list[int], blocks: list[list[int]]) -> Tables:
+        """starts R+1; context, first and blocks R, as in a ForwardBatch."""
+        offsets = [0, *accumulate(map(len, blocks))]
+        numbers = torch.tensor(
+            [*starts, *context, *first, *offsets[:-1], *chain.from_iterable(blocks)], dtype=torch.int64
+        )
+        rows = [end - start for start, end in pairwise(starts)]
+        longest = max(c + m for c, m in zip(context, rows, strict=True))
+        return Tables(numbers, starts, context, longest, sum(m * (c + m) for c, m in zip(context, rows, strict=True)))
+
+
+def attend_latent(q: Tensor, keys: Tensor, tables: Tables, v_dim: int, block_size: int, scale: float) -> Tensor:
+    """Attention of all requests over latents: q [T, H, k_dim], keys [slots, 1, k_dim], of which the first v_dim numbers
+    are the value too; returns [T, H, v_dim]. Row by row what `reference.attend_rows` says for a chain, on as many
+    threads as torch has."""
+    requests, (rows, heads, k_dim), longest = len(tables.context), q.shape, tables.longest
+    out = torch.empty(rows, heads, v_dim, dtype=q.dtype)
+    threads = torch.get_num_threads() if tables.work * heads >= 4 * SHARED_AT_LEAST else 1
+    scratch = torch.empty(threads, 2 * (longest + FETCHED) + 4 * MOST_ROWS * (longest + 4), dtype=torch.float32)
+    numbers = tables.numbers.data_ptr()
+    offsets = (0, requests + 1, 2 * requests + 1, 3 * requests + 1, 4 * requests + 1)
+    pointers = (q.data_ptr(), keys.data_ptr(), out.data_ptr(), *(numbers + 8 * offset for offset in offsets))
+    sizes = (requests, heads, q.stride(0), k_dim, v_dim, block_size, longest)
+    tile = max(1, min(MOST_ROWS, rows // threads))  # rows that share what they read, but work for every thread
+    native.call("attend_latent", *pointers, scratch.data_ptr(), *sizes, scale, tile, threads)
+    return out
+
+
+def attends_latent(q: Tensor, v_dim: int) -> bool:
+    """Whether `attend_latent` is for these queries [T, H, k_dim]: few heads, even dimensions."""
+    heads, k_dim = q.shape[1:]
+    even = heads % 4 == 0 and k_dim % 32 == 0 and v_dim % 64 == 0
+    return even and heads <= MOST_HEADS and q.stride(1) == k_dim and native.serves(q)

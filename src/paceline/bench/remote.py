@@ -69,15 +69,33 @@ class ServerArm:
 
     def _learn(self, job: Job) -> None:
         """Asks for one token in ever simpler ways, until the server does not call it a bad request."""
+        self._model = self._model or self._first_model()
         while len(self._ways) > 1:
             try:
                 self._over.clear()
-                self._ask(job, self._body(job) | {"max_tokens": 1}, None)
+                answer = self._ask(job, self._body(job) | {"max_tokens": 1}, None)
                 self._ways = self._ways[:1]
+                if self._speculation is not None and answer.stats is None:
+                    raise UserError(
+                        f"The server {self.url} does not know Paceline's speculation field, so both arms would be the "
+                        "same: start one without speculation, and name it with --baseline-server."
+                    )
             except ServerError as error:
                 if error.status not in (400, 422):
                     raise
                 self._ways.pop(0)
+
+    def _first_model(self) -> str:
+        """What the server calls its first model; "default" where it does not tell."""
+        connection = self._kind(self._host, self._port, timeout=self._timeout)
+        try:
+            connection.request("GET", f"{self._root}/v1/models", headers=self._headers)
+            with connection.getresponse() as response:
+                return str(json.loads(response.read(MAX_LINE))["data"][0]["id"])
+        except (OSError, HTTPException, ValueError, LookupError, TypeError, RecursionError):
+            return "default"
+        finally:
+            connection.close()
 
     def _all(self, jobs: Sequence[Job], load: Load, tick: Tick) -> list[Answer]:
         start, done = time.perf_counter(), 0
@@ -105,7 +123,7 @@ class ServerArm:
         way, params = self._ways[0], job.params
         beyond = {name: getattr(params, name) for name, off in BEYOND.items() if getattr(params, name) != off}
         return {
-            "model": self._model or "default",
+            "model": self._model,
             "prompt": job.prompt if way["ids"] else self._tokenizer.decode(job.prompt),
             **{name: getattr(params, name) for name in SAME},
             **beyond,

@@ -13,7 +13,7 @@ from paceline.errors import UserError
 
 if TYPE_CHECKING:
     from paceline.bench.runs import Arm
-    from paceline.loaded import Loaded
+    from paceline.bench.subject import Subject
 
 LOOKUP = "transformers lookup"
 
@@ -66,28 +66,28 @@ def bench_compare(
     from paceline.bench.runs import Closed
     from paceline.bench.workload import make_jobs
 
-    loaded = setup.load_model(given)
-    jobs = make_jobs(work, num_requests, loaded.tokenizer, loaded.target.config.max_position_embeddings)
+    subject = setup.subject(given)
+    jobs = make_jobs(work, num_requests, subject.tokenizer, subject.context)
     longest = max(len(job.prompt) for job in jobs) + work.params.max_tokens
-    engines = setup.make_arms(given | {"server": None, "baseline_server": None}, names, loaded, 1, longest)
-    sides = [*_transformers(given, loaded), *engines, *_servers(given, loaded)]
-    record = setup.new_record("compare", given, loaded, sides, work)
+    engines = setup.make_arms(given | {"server": None, "baseline_server": None}, names, subject, 1, longest)
+    sides = [*_transformers(given, subject), *engines, *_servers(given, subject)]
+    record = setup.new_record("compare", given, subject, sides, work)
     level = Level({"concurrency": 1, "requests": num_requests}, jobs, Closed(1))
     for _ in setup.run_all(record, sides, [level], given, reference=names[0], exact=names):
         pass
 
 
-def _transformers(given: dict[str, Any], loaded: Loaded) -> list[Arm]:
+def _transformers(given: dict[str, Any], subject: Subject) -> list[Arm]:
     if given["no_transformers"]:
         return []
     from paceline.bench.others import TransformersArm, load_transformers
 
-    model, lookup = load_transformers(loaded.path, loaded.target.config.dtype), given["prompt_lookup_num_tokens"]
+    model, lookup = load_transformers(subject.path, subject.dtype), given["prompt_lookup_num_tokens"]
     arms: list[Arm] = [TransformersArm("transformers", model)]
     return [*arms, TransformersArm(LOOKUP, model, lookup)] if lookup else arms
 
 
-def _servers(given: dict[str, Any], loaded: Loaded) -> list[Arm]:
+def _servers(given: dict[str, Any], subject: Subject) -> list[Arm]:
     from paceline.bench.remote import ServerArm
 
     arms: list[Arm] = []
@@ -95,5 +95,5 @@ def _servers(given: dict[str, Any], loaded: Loaded) -> list[Arm]:
         name, _, url = pair.partition("=")
         if not name or not url:
             raise UserError(f"--server takes NAME=URL, as in vllm=http://127.0.0.1:8000, not {pair!r}.")
-        arms.append(ServerArm(name, url, loaded.tokenizer, None, given["served_model"], api_key=given["api_key"]))
+        arms.append(ServerArm(name, url, subject.tokenizer, None, given["served_model"], api_key=given["api_key"]))
     return arms

@@ -36,7 +36,7 @@ OutputLen = Annotated[
 NumRequests = Annotated[
     int | None,
     typer.Option(
-        help="Requests a run.", show_default="twice the concurrency, 16 at least", min=1, rich_help_panel=WORK
+        help="Requests a run.", show_default="3 times the concurrency, 32 at least", min=1, rich_help_panel=WORK
     ),
 ]
 Full = Annotated[

@@ -79,11 +79,11 @@ def bench_rate(
     work, names = setup.workload(given), setup.arm_names(given)
     from paceline.bench.workload import make_jobs
 
-    loaded = setup.load_model(given)
-    jobs = make_jobs(work, num_requests, loaded.tokenizer, loaded.target.config.max_position_embeddings)
+    subject = setup.subject(given)
+    jobs = make_jobs(work, num_requests, subject.tokenizer, subject.context)
     longest = max(len(job.prompt) for job in jobs) + work.params.max_tokens
-    sides = setup.make_arms(given, names, loaded, max_num_seqs, longest)
-    record = setup.new_record("rate", given, loaded, sides, work)
+    sides = setup.make_arms(given, names, subject, max_num_seqs, longest)
+    record = setup.new_record("rate", given, subject, sides, work)
     record.settings |= {"ttft_ms": ttft_ms, "tpot_ms": tpot_ms}
     for _ in setup.run_all(record, sides, levels(rates, jobs, seed, ttft_ms, tpot_ms), given):
         pass

@@ -16,11 +16,15 @@ if TYPE_CHECKING:
     from paceline.bench.record import Record
     from paceline.bench.rows import Level
     from paceline.bench.runs import Answer, Arm, Tick
+    from paceline.bench.subject import Subject
     from paceline.bench.workload import Workload
-    from paceline.loaded import Loaded
 
 FULL = {"input_len": 2500, "output_len": 1500, "num_requests": 80}
 OUTPUT_LEN = 128
+_ENGINES_OWN = (
+    *("dtype", "device", "quantization", "threads", "mtp_modules", "draft_model", "draft_quantization"),
+    *("max_num_batched_tokens", "latency_weight"),
+)
 ROOM = 512  # tokens of context that an engine has at least, so that it can measure what its steps cost
 
 
@@ -53,38 +57,45 @@ def arm_names(given: dict[str, Any]) -> list[str]:
     k = given["num_speculative_tokens"]
     if given["arms"] is not None and k is not None:
         raise UserError("-k and --arms exclude each other; write the number among the arms.")
+    if given["drafter"] == BASELINE:
+        raise UserError("--drafter none is what the arm none stands for; name another drafter, or leave it out.")
+    opt.refuse_idle_options(given)
     return parse_arms(f"{BASELINE},{k or 'auto'}" if given["arms"] is None else given["arms"])
 
 
-def load_model(given: dict[str, Any]) -> Loaded:
-    """The weights that all arms share."""
-    import torch
+def subject(given: dict[str, Any]) -> Subject:
+    """The model; its weights only where this process runs it. Raises `UserError` for options that a server would not
+    look at."""
+    from paceline.bench.subject import Subject
 
-    from paceline.checkpoint.resolve import resolve_model
-    from paceline.loaded import Loaded
+    if not isinstance(given.get("server"), str):
+        return Subject.here(*(given[name] for name in ("model", "dtype", "device", "quantization", "threads")))
+    idle = [name for name in _ENGINES_OWN if given.get(name) is not None]
+    if idle:
+        raise UserError(f"--{idle[0].replace('_', '-')} is the server's own; give it there, or leave --server out.")
+    return Subject.served(given["model"])
 
-    if given["threads"] is not None:
-        torch.set_num_threads(given["threads"])
-    options = {name: given[name] for name in ("dtype", "device", "quantization")}
-    return Loaded.from_dir(resolve_model(given["model"]), **options)
 
-
-def make_arms(given: dict[str, Any], names: list[str], loaded: Loaded, most: int, longest: int) -> list[Arm]:
+def make_arms(given: dict[str, Any], names: list[str], model: Subject, most: int, longest: int) -> list[Arm]:
     """Engines for `most` requests at a time of `longest` tokens, or a server. A prefix cache would make later repeats
     read nothing, so there is none."""
     from paceline.bench.arms import engine_arms
+    from paceline.config import EngineConfig
 
-    if given["server"] is None:
-        if given["baseline_server"] is not None:
-            raise UserError("--baseline-server belongs to --server; add that.")
-        room = min(loaded.target.config.max_position_embeddings, max(longest, ROOM))
-        sizes = {"max_num_seqs": most, "max_model_len": room, "enable_prefix_caching": False}
-        sizes["max_num_batched_tokens"] = max(512, most)
-        return [*engine_arms(loaded, names, sizes | opt.engine_options(given))]
-    return _server_arms(given, names, loaded)
+    if model.loaded is None:
+        return _server_arms(given, names, model)
+    if given.get("baseline_server") is not None:
+        raise UserError("--baseline-server belongs to --server; add that.")
+    sizes = {
+        "max_num_seqs": most,
+        "max_num_batched_tokens": max(EngineConfig.max_num_batched_tokens, most),
+        "max_model_len": min(model.context, max(longest, ROOM)),
+        "enable_prefix_caching": False,
+    }
+    return [*engine_arms(model.loaded, names, sizes | opt.engine_options(given))]
 
 
-def _server_arms(given: dict[str, Any], names: list[str], loaded: Loaded) -> list[Arm]:
+def _server_arms(given: dict[str, Any], names: list[str], model: Subject) -> list[Arm]:
     from paceline.bench.arms import speculation_field
     from paceline.bench.remote import ServerArm
 
@@ -95,7 +106,7 @@ def _server_arms(given: dict[str, Any], names: list[str], loaded: Loaded) -> lis
         ServerArm(
             name,
             given["baseline_server"] if apart and not index else given["server"],
-            loaded.tokenizer,
+            model.tokenizer,
             None if apart else speculation_field(name, given["drafter"]),
             given["served_model"],
             api_key=given["api_key"],
@@ -104,9 +115,9 @@ def _server_arms(given: dict[str, Any], names: list[str], loaded: Loaded) -> lis
     ]
 
 
-def new_record(kind: str, given: dict[str, Any], loaded: Loaded, arms: Sequence[Arm], work: Workload) -> Record:
+def new_record(kind: str, given: dict[str, Any], model: Subject, arms: Sequence[Arm], work: Workload) -> Record:
     """With every option that changes a figure."""
-    from paceline.bench.record import Record, model_facts
+    from paceline.bench.record import Record
 
     kept = ("dataset", "source", "input_len", "num_requests", "seed", "repeats", "server", "baseline_server")
     sampled = ("temperature", "top_k", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
@@ -117,9 +128,9 @@ def new_record(kind: str, given: dict[str, Any], loaded: Loaded, arms: Sequence[
         **{name: given[name] for name in (*kept, *sampled) if name in given},
         "engine": opt.engine_options(given),
     }
-    dtype = str(loaded.target.norm.weight.dtype).removeprefix("torch.")
-    facts = model_facts(loaded.path, given["model"], dtype, given["quantization"])
-    return Record(kind, shlex.join(["paceline", *sys.argv[1:]]), settings, facts, given["output"])
+    return Record(
+        kind, shlex.join(["paceline", *sys.argv[1:]]), settings, model.facts(given["quantization"]), given["output"]
+    )
 
 
 def run_all(

@@ -49,12 +49,12 @@ def bench_spec_bench(
     from paceline.bench.spec_bench import converse, write_talks
 
     prompts = read_dataset(str(questions), num_questions or MAX_PROMPTS)
-    loaded = setup.load_model(given)
-    context = loaded.target.config.max_position_embeddings
-    sides = setup.make_arms(given | {"server": None, "baseline_server": None}, names, loaded, 1, context)
+    subject = setup.subject(given)
+    context = subject.context
+    sides = setup.make_arms(given | {"server": None, "baseline_server": None}, names, subject, 1, context)
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
     for arm in sides:  # not counted: caches and allocators warm up
-        converse(arm, prompts[0], replace(params, max_tokens=min(16, max_tokens)), loaded.tokenizer, context)
+        converse(arm, prompts[0], replace(params, max_tokens=min(16, max_tokens)), subject.tokenizer, context)
     talks: dict[str, list[Talk]] = {name: [] for name in names}
     try:
         with setup.progress_bar(len(prompts) * len(names)) as (tick, say):
@@ -62,10 +62,10 @@ def bench_spec_bench(
                 say(prompt.source)
                 for place in range(len(sides)):
                     arm = sides[(number + place) % len(sides)]
-                    talks[arm.name].append(converse(arm, prompt, params, loaded.tokenizer, context))
+                    talks[arm.name].append(converse(arm, prompt, params, subject.tokenizer, context))
                     tick(1)
     finally:
-        for path in write_talks(out, talks, given["model"] or loaded.path.name, loaded.tokenizer):
+        for path in write_talks(out, talks, subject.name, subject.tokenizer):
             print(path)
     _summarise(talks)
 

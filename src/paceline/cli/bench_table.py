@@ -15,10 +15,10 @@ from paceline.errors import UserError
 
 if TYPE_CHECKING:
     from paceline.bench.rows import Level
+    from paceline.bench.subject import Subject
     from paceline.bench.workload import Workload
-    from paceline.loaded import Loaded
 
-LEAST_REQUESTS = 16
+LEAST_REQUESTS, WAVES = 32, 3
 MAX_CONCURRENCY = 4096
 
 
@@ -82,18 +82,18 @@ def bench_table(
         raise UserError(
             f"{counts[most]} requests cannot be {most} in flight: raise --num-requests or lower --concurrency."
         )
-    loaded = setup.load_model(given)
+    subject = setup.subject(given)
     levels = [
         level
         for name in (_sources(given) if by_source else [source])
-        for level in _levels(replace(work, source=name), counts, loaded, by_source)
+        for level in _levels(replace(work, source=name), counts, subject, by_source)
     ]
     longest = max(len(job.prompt) for level in levels for job in level.jobs) + work.params.max_tokens
-    sides = setup.make_arms(given, names, loaded, most, longest)
-    record = setup.new_record("table", given, loaded, sides, work)
+    sides = setup.make_arms(given, names, subject, most, longest)
+    record = setup.new_record("table", given, subject, sides, work)
     for index, found in enumerate(setup.run_all(record, sides, levels, given)):
         if spec_bench is not None and not index:
-            write_answers(spec_bench, levels[0].jobs, found, record.model["name"], loaded.tokenizer)
+            write_answers(spec_bench, levels[0].jobs, found, record.model["name"], subject.tokenizer)
 
 
 def parse_concurrency(text: str) -> list[int]:
@@ -105,8 +105,8 @@ def parse_concurrency(text: str) -> list[int]:
 
 
 def requests_at(concurrency: int, num_requests: int | None) -> int:
-    """Twice the concurrency is enough for a steady state that lasts an answer or longer."""
-    return max(LEAST_REQUESTS, 2 * concurrency) if num_requests is None else num_requests
+    """Enough for a steady state that is much longer than an answer."""
+    return max(LEAST_REQUESTS, WAVES * concurrency) if num_requests is None else num_requests
 
 
 def _sources(given: dict[str, Any]) -> list[str | None]:
@@ -117,14 +117,14 @@ def _sources(given: dict[str, Any]) -> list[str | None]:
     return [*dict.fromkeys(prompt.source for prompt in read_dataset(given["dataset"], MAX_PROMPTS))]
 
 
-def _levels(work: Workload, counts: dict[int, int], loaded: Loaded, by_source: bool) -> list[Level]:
+def _levels(work: Workload, counts: dict[int, int], subject: Subject, by_source: bool) -> list[Level]:
     """A row for each concurrency; the requests of one are among those of a larger one."""
     from paceline.bench.rows import Level
     from paceline.bench.runs import Closed
     from paceline.bench.workload import make_jobs
 
-    context = loaded.target.config.max_position_embeddings
-    jobs = make_jobs(work, max(counts.values()), loaded.tokenizer, context)
+    context = subject.context
+    jobs = make_jobs(work, max(counts.values()), subject.tokenizer, context)
     source = {"source": work.source} if by_source else {}
     return [
         Level({**source, "concurrency": level, "requests": count}, jobs[:count], Closed(level))

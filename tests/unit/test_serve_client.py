@@ -27,7 +27,7 @@ from paceline.serve import app, chat, completions, tokenize
 from paceline.serve.channel import Channel
 from paceline.serve.client import EngineClient
 from paceline.serve.errors import ApiError
-from paceline.serve.job import Job
+from paceline.serve.job import Drafts, Job
 from paceline.serve.log import log
 from paceline.serve.logprobs import LEAST, completion_logprobs
 from paceline.serve.messages import Add, Finished, Piece, Ready, Step, from_engine, to_engine, to_line
@@ -38,6 +38,7 @@ from paceline.serve.text import AnswerText
 from paceline.tokenizer import Tokenizer
 
 PARAMS = SamplingParams(max_tokens=4)
+DRAFTS = Drafts("mtp", None)
 FACTS = Ready(
     drafter="mtp", num_speculative_tokens=4, max_model_len=64, vocab_size=320, eos_token_ids=[1], max_num_seqs=2
 )
@@ -105,7 +106,7 @@ async def alive_again(client: EngineClient) -> None:
 def test_a_job_comes_back(tmp_path: Path) -> None:
     async def story(client: EngineClient) -> None:
         assert client.facts == FACTS
-        assert await tokens(client.submit([1], PARAMS, 4)) == [7]
+        assert await tokens(client.submit([1], PARAMS, DRAFTS)) == [7]
         assert client.open_answers == 0
 
     with_engine(story, tmp_path)
@@ -116,21 +117,21 @@ def test_an_engine_that_dies_or_raves_is_started_again(tmp_path: Path, mischief:
     """Those who wait hear of it at once, those who come are told to come back, and then it works."""
 
     async def story(client: EngineClient) -> None:
-        waiting = client.submit([9], PARAMS, 4)
-        assert (await error(tokens(client.submit([mischief], PARAMS, 4)))).status == 503
+        waiting = client.submit([9], PARAMS, DRAFTS)
+        assert (await error(tokens(client.submit([mischief], PARAMS, DRAFTS)))).status == 503
         assert (await error(tokens(waiting))).status == 503
         with pytest.raises(ApiError) as raised:
-            client.submit([1], PARAMS, 4)
+            client.submit([1], PARAMS, DRAFTS)
         assert raised.value.status == 503 and raised.value.headers["Retry-After"]
         await alive_again(client)
-        assert await tokens(client.submit([1], PARAMS, 4)) == [7]
+        assert await tokens(client.submit([1], PARAMS, DRAFTS)) == [7]
 
     with_engine(story, tmp_path, max_queue=8)
 
 
 def test_a_job_that_takes_too_long_ends(tmp_path: Path) -> None:
     async def story(client: EngineClient) -> None:
-        job = client.submit([9], PARAMS, 4)
+        job = client.submit([9], PARAMS, DRAFTS)
         assert (await error(tokens(job))).status == 504
         while not (tmp_path / "aborts").exists():
             await asyncio.sleep(0.02)
@@ -141,16 +142,16 @@ def test_a_job_that_takes_too_long_ends(tmp_path: Path) -> None:
 
 def test_a_full_server_says_so(tmp_path: Path) -> None:
     async def story(client: EngineClient) -> None:
-        jobs = [client.submit([9], PARAMS, 4) for _ in range(3)]
+        jobs = [client.submit([9], PARAMS, DRAFTS) for _ in range(3)]
         with pytest.raises(ApiError) as raised:
-            client.submit([1], PARAMS, 4)
+            client.submit([1], PARAMS, DRAFTS)
         assert raised.value.status == 429 and raised.value.headers["Retry-After"]
         with pytest.raises(ApiError) as raised:
-            client.submit([1], SamplingParams(n=4), 4)
+            client.submit([1], SamplingParams(n=4), DRAFTS)
         assert raised.value.status == 400  # it would never fit
         client.abort(jobs[0])
-        assert await tokens(client.submit([1], PARAMS, 4)) == [7]
-        assert (await error(tokens(client.submit([4], PARAMS, 4)))).status == 400
+        assert await tokens(client.submit([1], PARAMS, DRAFTS)) == [7]
+        assert (await error(tokens(client.submit([4], PARAMS, DRAFTS)))).status == 400
 
     with_engine(story, tmp_path)
 
@@ -189,7 +190,7 @@ def test_text_is_the_same_however_it_comes(
 ) -> None:
     """In any pieces: together the whole text, cut at the first stop string, and never half a character."""
     ids = tiny_tokens.encode(text, add_special_tokens=False)
-    job = Job("j", [5], SamplingParams(max_tokens=10**6, stop=stop), "none", 0)
+    job = Job("j", [5], SamplingParams(max_tokens=10**6, stop=stop), Drafts("none", 0))
     answer = AnswerText(tiny_tokens, FACTS.model_copy(update={"max_model_len": 10**6}), job, 0)
     found, at, expected = "", 0, min([text, *(text[: text.index(s)] for s in stop if s in text)], key=len)
     for count in [*cuts, len(ids) + 1]:

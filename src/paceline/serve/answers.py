@@ -11,6 +11,7 @@ from paceline.serve.generation import Answers
 from paceline.serve.messages import Finished
 from paceline.serve.protocol import StreamOptions
 from paceline.serve.text import Delta
+from paceline.speculative_config import AUTO
 
 
 @dataclass
@@ -47,7 +48,8 @@ class Usage:
     """The tokens of all answers to a request, counted as they come."""
 
     def __init__(self, answers: Answers) -> None:
-        self._jobs = answers.jobs
+        self._jobs, facts = answers.jobs, answers.client.facts
+        self._most = AUTO if facts.auto else facts.num_speculative_tokens
         self._generated, self._cached = 0, 0
         self._stats = SpeculationStats()
 
@@ -75,7 +77,9 @@ class Usage:
         return {"usage": self.as_dict() if options.continuous_usage_stats else None}
 
     def _speculation(self) -> dict[str, Any]:
-        asked = {"drafter": self._jobs[0].drafter, "num_speculative_tokens": self._jobs[0].drafts}
+        drafts = self._jobs[0].drafts
+        tokens = self._most if drafts.tokens is None else drafts.tokens
+        asked = {"drafter": drafts.drafter, "num_speculative_tokens": tokens}
         by_position = {"drafted_by_position": self._stats.offered, "accepted_by_position": self._stats.taken}
         return asked | self._stats.as_dict() | by_position
 

@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 
 from paceline.serve.answers import Usage, Whole, collect, counted, end_fields
 from paceline.serve.details import TokenDetails
-from paceline.serve.generation import Answers, draft_length, sampling_params
+from paceline.serve.generation import Answers, drafts_for, sampling_params
 from paceline.serve.logprobs import chat_logprobs
 from paceline.serve.messages import Finished
 from paceline.serve.protocol import ChatBody, Message
@@ -48,7 +48,7 @@ async def _submit(body: ChatBody, state: State) -> Answers:
     details = body.paceline.tokens
     logprobs = (body.top_logprobs or 0) if body.logprobs else 0 if details else None
     params = sampling_params(body, room if asked is None else asked, logprobs, rejected_drafts=details)
-    drafts = draft_length(body.speculation, state.client.facts)
+    drafts = drafts_for(body.speculation, state.client.facts)
     return Answers.submit(state.client, state.tokenizer, [prompt], params, drafts)
 
 

@@ -15,8 +15,9 @@ from pydantic import BaseModel
 
 from paceline.errors import UserError
 from paceline.request import SamplingParams
+from paceline.serve.cores import available, keep_to
 from paceline.serve.errors import ApiError
-from paceline.serve.job import Job, Watcher
+from paceline.serve.job import Drafts, Job, Watcher
 from paceline.serve.log import log
 from paceline.serve.messages import (
     MAX_LINE,
@@ -58,6 +59,7 @@ class EngineClient:
         self._supervisor: asyncio.Task[None] | None = None
         self._jobs: dict[str, tuple[Job, asyncio.TimerHandle]] = {}
         self._names = count()
+        self._cores = available()
         self.stats: Stats | None = None
         self.alive = False
 
@@ -90,18 +92,25 @@ class EngineClient:
         if self.open_answers + answers > room:
             raise ApiError(429, f"The server is full ({self.open_answers} answers under way); try again in a moment.")
 
-    def submit(self, prompt: list[int], params: SamplingParams, drafts: int) -> Job:
-        """Hands a job over, with at most `drafts` tokens drafted at a time.
+    def submit(self, prompt: list[int], params: SamplingParams, drafts: Drafts) -> Job:
+        """Hands a job over.
 
         Whoever leaves it before its end must `abort` it. Raises `ApiError` as `check_room` does; what the engine says
         of the job comes with its pieces."""
         self.check_room(params.n)
-        drafter = self.facts.drafter if drafts else "none"
-        job = Job(f"job-{next(self._names)}", prompt, params, drafter, drafts)
+        job = Job(f"job-{next(self._names)}", prompt, params, drafts)
         timer = asyncio.get_running_loop().call_later(self._timeout, self._expire, job)
         self._jobs[job.id] = (job, timer)
         self._watcher.arrived(job)
-        self._send(Add(job=job.id, prompt=prompt, params=params, num_speculative_tokens=drafts))
+        self._send(
+            Add(
+                job=job.id,
+                prompt=prompt,
+                params=params,
+                num_speculative_tokens=drafts.tokens,
+                drafter=drafts.named,
+            )
+        )
         return job
 
     def abort(self, job: Job) -> None:
@@ -135,7 +144,7 @@ class EngineClient:
     async def _launch(self) -> None:
         pipe = asyncio.subprocess.PIPE
         self._process = await asyncio.create_subprocess_exec(*self._command, stdin=pipe, stdout=pipe, limit=MAX_LINE)
-        self._send(Start(options=self._options))
+        self._send(Start(options=self._options, cores=self._cores))
         try:
             line = await self._line()
         except BaseException:  # interrupted while it loads: it must not stay behind
@@ -147,6 +156,7 @@ class EngineClient:
         if not isinstance(said, Ready):
             raise UserError("The engine process ended before it was ready; what it wrote above tells why.")
         self.facts, self.alive = said, True
+        keep_to(said.spare_cores)
 
     async def _supervise(self) -> None:
         """Reads the engine until it dies, and starts it again, each time in a row after a longer pause."""

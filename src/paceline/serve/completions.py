@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 
 from paceline.serve.answers import Usage, Whole, collect, counted, end_fields
 from paceline.serve.errors import ApiError
-from paceline.serve.generation import Answers, draft_length, sampling_params
+from paceline.serve.generation import Answers, drafts_for, sampling_params
 from paceline.serve.logprobs import completion_logprobs
 from paceline.serve.protocol import CompletionBody
 from paceline.serve.state import State, head, state_of
@@ -31,7 +31,7 @@ async def completions(body: CompletionBody, request: Request, state: Annotated[S
     model = state.model_name(body.model)
     max_tokens = MAX_TOKENS if body.max_tokens is None else body.max_tokens
     params = sampling_params(body, max_tokens, body.logprobs, body.logprobs if body.echo else None)
-    drafts = draft_length(body.speculation, state.client.facts)
+    drafts = drafts_for(body.speculation, state.client.facts)
     state.client.check_room(params.n)  # before any work
     prompts = await _encoded(body, state)
     echoes = await _echoes(body, prompts, state)

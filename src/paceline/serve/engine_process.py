@@ -9,6 +9,8 @@ from __future__ import annotations
 import signal
 from time import monotonic
 
+import torch
+
 from paceline.engine.plan import StepOutput
 from paceline.errors import UserError
 from paceline.llm import LLM
@@ -16,7 +18,9 @@ from paceline.outputs import Timing
 from paceline.request import Request
 from paceline.serve.channel import Channel
 from paceline.serve.compiling import Compiling
+from paceline.serve.cores import available, keep_to, shared_out
 from paceline.serve.messages import Abort, Add, Failed, Finished, Piece, Ready, Refused, Start, Stats, Step
+from paceline.speculative_config import AUTO
 from paceline.tokenizer import IncrementalDecoder
 
 STATS_SECONDS = 0.2
@@ -29,9 +33,11 @@ class Worker:
         self.llm, self.engine, self.channel = llm, llm.engine, channel
         self._answers: dict[str, tuple[str, int]] = {}
         self._told = 0.0
+        self._spare_cores: list[int] = []
         self._compiling = Compiling(llm.loaded.grammars)
 
     def run(self) -> None:
+        self._take_cores()
         self.channel.send(self._ready())
         self.channel.send(self._stats())
         while True:
@@ -41,6 +47,11 @@ class Worker:
                 return
             self._queue_compiled()
             self._step()
+
+    def _take_cores(self) -> None:
+        if self.engine.device is None or torch.device(self.engine.device).type == "cpu":
+            own, self._spare_cores = shared_out(available(), torch.get_num_threads())
+            keep_to(own)
 
     def _handle(self, message: Start | Add | Abort) -> None:
         if isinstance(message, Add) and message.params.structured_outputs is not None:
@@ -64,6 +75,8 @@ class Worker:
         except UserError as error:
             self.channel.send(Refused(job=message.job, sentence=str(error)))
             return
+        for request in requests:
+            request.drafter = message.drafter
         self._answers |= {request.id: (message.job, index) for index, request in enumerate(requests)}
 
     def _queue_compiled(self) -> None:
@@ -126,6 +139,8 @@ class Worker:
             vocab_size=limits.vocab_size,
             eos_token_ids=list(self.engine.eos_token_ids),
             max_num_seqs=self.llm.config.max_num_seqs,
+            auto=self.llm.num_speculative_tokens == AUTO,
+            spare_cores=self._spare_cores,
         )
 
     def _stats(self) -> Stats:
@@ -160,6 +175,7 @@ def main() -> None:
     channel = Channel.of_standard_streams()
     for message in channel.receive(wait=True):
         assert isinstance(message, Start), "the first message starts the engine"
+        keep_to(message.cores)  # the web process may keep to its own by now
         try:
             llm = LLM(**message.options)
         except UserError as error:

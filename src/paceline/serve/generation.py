@@ -10,7 +10,7 @@ from paceline.errors import UserError
 from paceline.request import SamplingParams
 from paceline.serve.client import EngineClient
 from paceline.serve.errors import ApiError
-from paceline.serve.job import Job
+from paceline.serve.job import NOBODY, Drafts, Job
 from paceline.serve.messages import Piece, Ready
 from paceline.serve.protocol import GenerationBody, Speculation
 from paceline.serve.text import AnswerText, Delta
@@ -58,23 +58,24 @@ def sampling_params(
     )
 
 
-def draft_length(asked: Speculation, facts: Ready) -> int:
-    """How many tokens to draft at a time for what a request asks. Raises `ApiError` for what this server cannot do.
+def drafts_for(asked: Speculation, facts: Ready) -> Drafts:
+    """How to speculate for what a request asks. Raises `ApiError` for what this server cannot do.
 
-    Example: on a server that drafts 4 with mtp, {"drafter": "none"} is 0, {"num_speculative_tokens": 2} is 2."""
-    most, wanted = facts.num_speculative_tokens, asked.num_speculative_tokens
-    if asked.drafter not in (None, "none", facts.drafter):
-        names = " or ".join(dict.fromkeys((facts.drafter, "none")))
-        raise ApiError(400, f"speculation.drafter: this server drafts with {names}; ask for that.", param="speculation")
-    if asked.drafter == "none":
-        most = 0
-    if wanted is None or wanted == "auto":
-        return most
-    if not 0 <= wanted <= most:
+    Example: on a server that drafts up to 4 with "mtp,ngram", {"drafter": "none"} is nobody and 0 tokens,
+    {"drafter": "ngram", "num_speculative_tokens": 2} is as it says, and {} is mtp and None: as the engine thinks."""
+    names, most, wanted = facts.drafter.split(","), facts.num_speculative_tokens, asked.num_speculative_tokens
+    drafter = names[0] if asked.drafter is None else asked.drafter
+    if drafter not in (*names, NOBODY):
+        known = " or ".join(dict.fromkeys((*names, NOBODY)))
+        raise ApiError(400, f"speculation.drafter: this server drafts with {known}; ask for that.", param="speculation")
+    most = most if drafter != NOBODY else 0
+    if isinstance(wanted, int) and not 0 <= wanted <= most:
         raise ApiError(
             400, f"speculation.num_speculative_tokens must lie between 0 and {most} here.", param="speculation"
         )
-    return wanted
+    if most == 0 or wanted == 0:
+        return Drafts(NOBODY, 0)
+    return Drafts(drafter, wanted if isinstance(wanted, int) else None)
 
 
 # Of one entry: while its reader is slow, what comes is gathered in the job and decoded in one go.
@@ -91,7 +92,12 @@ class Answers:
 
     @classmethod
     def submit(
-        cls, client: EngineClient, tokenizer: Tokenizer, prompts: list[list[int]], params: SamplingParams, drafts: int
+        cls,
+        client: EngineClient,
+        tokenizer: Tokenizer,
+        prompts: list[list[int]],
+        params: SamplingParams,
+        drafts: Drafts,
     ) -> Answers:
         """All or none. Raises `ApiError` when the server is full."""
         client.check_room(len(prompts) * params.n)

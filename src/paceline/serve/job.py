@@ -4,11 +4,27 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Protocol
 
 from paceline.request import SamplingParams
 from paceline.serve.errors import ApiError
 from paceline.serve.messages import Piece
+
+NOBODY = "none"  # the drafter that guesses nothing
+
+
+@dataclass(frozen=True)
+class Drafts:
+    """How a job is speculated. drafter: who guesses. tokens: at most so many at a time; None: as the engine thinks."""
+
+    drafter: str
+    tokens: int | None
+
+    @property
+    def named(self) -> str | None:
+        """As the engine knows it."""
+        return None if self.drafter == NOBODY else self.drafter
 
 
 class Job:
@@ -16,10 +32,9 @@ class Job:
 
     A slow reader finds all that came meanwhile in one go, and holds nobody up."""
 
-    def __init__(self, id: str, prompt: list[int], params: SamplingParams, drafter: str, drafts: int) -> None:
-        """drafts: the most tokens drafted at a time; drafter: who drafts them, "none" when there are none to draft."""
+    def __init__(self, id: str, prompt: list[int], params: SamplingParams, drafts: Drafts) -> None:
         self.id, self.prompt, self.params = id, prompt, params
-        self.drafter, self.drafts = drafter, drafts
+        self.drafts = drafts
         self.open = params.n  # answers that have not ended
         self._pieces: list[Piece] = []
         self._error: ApiError | None = None

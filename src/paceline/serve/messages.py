@@ -20,20 +20,22 @@ class _Message(BaseModel):
 
 
 class Start(_Message):
-    """The first one: keywords of `LLM`."""
+    """The first one: keywords of `LLM`, and the cores that there are for both processes."""
 
     kind: Literal["start"] = "start"
     options: dict[str, Any]
+    cores: list[int] = []
 
 
 class Add(_Message):
-    """num_speculative_tokens None: as many as the engine drafts for everyone."""
+    """num_speculative_tokens None: as many as the engine thinks right; drafter None: its first one."""
 
     kind: Literal["add"] = "add"
     job: str
     prompt: list[int]
     params: SamplingParams
     num_speculative_tokens: int | None = None
+    drafter: str | None = None
 
 
 class Abort(_Message):
@@ -44,15 +46,21 @@ class Abort(_Message):
 
 
 class Ready(_Message):
-    """The engine is up; what it can do. num_speculative_tokens: the most it drafts at a time."""
+    """The engine is up; what it can do.
+
+    drafter: several are separated by commas, the first is whose drafts a request gets that names none.
+    num_speculative_tokens: the most it drafts at a time; auto: it chooses how many, step by step.
+    spare_cores: those it leaves to the web process; empty when they share."""
 
     kind: Literal["ready"] = "ready"
     drafter: str
     num_speculative_tokens: int
+    auto: bool = False
     max_model_len: int
     vocab_size: int
     eos_token_ids: list[int]
     max_num_seqs: int
+    spare_cores: list[int] = []
 
 
 class Failed(_Message):

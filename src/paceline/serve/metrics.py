@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from paceline.request import SpeculationStats
-from paceline.serve.job import Job
+from paceline.serve.job import NOBODY, Job
 from paceline.serve.messages import Finished, Piece, Stats
 
 PREFIX = "paceline:"
@@ -104,8 +104,8 @@ class Metrics:
         self._count("prompt_tokens", len(job.prompt))
         self._count("prefix_cache_queries", len(job.prompt))
         self._count("prefix_cache_hits", finished.prefix_hit_tokens)
-        if job.drafts:
-            self._speculated(job.drafter, finished.speculation)
+        if job.drafts.drafter != NOBODY:
+            self._speculated(job.drafts.drafter, finished.speculation)
 
     def _speculated(self, drafter: str, stats: SpeculationStats) -> None:
         self._count("spec_decode_num_drafts", stats.verifications, drafter)

@@ -13,6 +13,7 @@ import uvicorn
 from paceline.errors import UserError
 from paceline.serve.app import make_app
 from paceline.serve.client import EngineClient
+from paceline.serve.cores import available, engine_threads
 from paceline.serve.metrics import Metrics
 from paceline.serve.settings import ServerSettings
 from paceline.serve.state import State
@@ -37,7 +38,8 @@ def run(model: Path, settings: ServerSettings) -> None:
 async def _serve(model: Path, settings: ServerSettings, listener: socket.socket) -> None:
     tokenizer = Tokenizer.from_dir(model)
     metrics = Metrics(settings.served_names[0])
-    client = EngineClient(settings.options | {"model": str(model)}, settings.max_queue, settings.timeout, metrics)
+    options = {"threads": engine_threads(len(available()))} | settings.options | {"model": str(model)}
+    client = EngineClient(options, settings.max_queue, settings.timeout, metrics)
     await client.start()
     try:
         config = uvicorn.Config(
@@ -72,5 +74,6 @@ def _bound(host: str, port: int) -> socket.socket:
 def _announce(settings: ServerSettings, listener: socket.socket, client: EngineClient) -> None:
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    drafts = f"{client.facts.drafter}, {client.facts.num_speculative_tokens} tokens at a time"
+    facts = client.facts
+    drafts = f"{facts.drafter}, {'up to ' if facts.auto else ''}{facts.num_speculative_tokens} tokens at a time"
     print(f"paceline: {settings.served_names[0]} at http://{shown}:{port}/v1 ({drafts})", file=sys.stderr, flush=True)

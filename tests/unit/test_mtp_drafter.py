@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,12 +17,15 @@ from torch import Tensor
 from conftest import MTP_FAMILIES, write_tiny
 from paceline.cache.dense import DenseAttend
 from paceline.config import EngineConfig
+from paceline.drafters import mtp
 from paceline.drafters.mtp import MTPDrafter
 from paceline.engine import scheduler
 from paceline.engine.engine import Engine
 from paceline.errors import UserError
 from paceline.loaded import Loaded
 from paceline.request import Request, SamplingParams
+from paceline.spec import strands
+from paceline.spec.width import StepFacts
 
 DEPTHS, BLOCK = 3, 8
 BASE = EngineConfig(block_size=BLOCK, max_num_seqs=4, max_model_len=96, num_speculative_tokens=DEPTHS)
@@ -32,6 +38,9 @@ def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return Loaded.from_dir(directory, "float32")  # float32: the two ways of MLA agree to far less than any real error
 
 
+Entries = tuple[Tensor, Tensor]
+
+
 class Recorder(DenseAttend):
     """Dense attention that keeps what a cache would hold. MLA hands over latents as in serving."""
 
@@ -39,7 +48,7 @@ class Recorder(DenseAttend):
 
     def __init__(self, length: int) -> None:
         super().__init__(torch.zeros(1, length, dtype=torch.int64))
-        self.kept: dict[int, tuple[Tensor, Tensor]] = {}
+        self.kept: dict[int, Entries] = {}
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         self.kept[layer] = (k, v)
@@ -47,41 +56,87 @@ class Recorder(DenseAttend):
 
 
 @torch.inference_mode()
-def from_scratch(loaded: Loaded, drafter: MTPDrafter, tokens: list[int]) -> list[tuple[Tensor, Tensor]]:
-    """Depth d's keys and values (index d - 1) for slots d, d + 1, ..: made from the whole text at once, in places."""
+def from_scratch(loaded: Loaded, drafter: MTPDrafter, tokens: list[int], firsts: list[int]) -> list[Entries]:
+    """Depth d's keys and values (index d - 1) for slots firsts[d - 1] and on, as if these were all it ever saw: made
+    from the whole text at once, in places."""
     ids = torch.tensor(tokens)
     features = loaded.target(ids, torch.arange(len(ids)), DenseAttend(torch.zeros(1, len(ids), dtype=torch.int64)))
-    entries = []
-    for d, depth in enumerate(drafter.mtp.depths[: len(ids) - 1], 1):
-        attend = Recorder(len(ids) - d)
-        features = depth(ids[d:], torch.arange(len(ids) - d), attend, features[: len(ids) - d])
+    entries, before = [], 0  # the slot of features[0]
+    for d, (depth, first) in enumerate(zip(drafter.mtp.depths, firsts, strict=True), 1):
+        if first >= len(ids):
+            break
+        attend = Recorder(len(ids) - first)
+        features = features[first - 1 - before : len(ids) - 1 - before]
+        features = depth(ids[first:], torch.arange(first - d, len(ids) - d), attend, features)
         entries.append(attend.kept[d - 1])
+        before = first
     return entries
 
 
 def assert_exact(loaded: Loaded, engine: Engine, requests: list[Request]) -> int:
-    """Every absorbed slot of every running request; returns how many entries were compared."""
+    """Every slot that a module sees of every running request; returns how many entries were compared."""
     drafter = engine.drafter
     assert isinstance(drafter, MTPDrafter)
     compared = 0
     for request in requests:
-        if request.row < 0 or request.row not in drafter.reached:
+        if request.row < 0 or request.row not in drafter.tracks:
             continue
-        waiting = drafter.waiting.get(request.row)
-        end = drafter.reached[request.row] if waiting is None else waiting.start
-        slots = torch.tensor([request.blocks[p // BLOCK] * BLOCK + p % BLOCK for p in range(end)], dtype=torch.int64)
-        for d, entries in enumerate(from_scratch(loaded, drafter, request.tokens[:end]), 1):
-            for cached, entry in zip((drafter.pool.k[d - 1], drafter.pool.v[d - 1]), entries, strict=True):
-                torch.testing.assert_close(cached[slots[d:]].float(), entry.float(), rtol=1e-3, atol=1e-4)
-            compared += len(entries[0])
+        ways = drafter.tracks[request.row].strands
+        end = max(strand.start for strand in ways)
+        scratch = from_scratch(loaded, drafter, request.tokens[:end], [strand.first for strand in ways])
+        for d, (strand, entries) in enumerate(zip(ways, scratch, strict=False)):
+            seen = range(strand.first, strand.start)
+            slots = torch.tensor([request.blocks[p // BLOCK] * BLOCK + p % BLOCK for p in seen], dtype=torch.int64)
+            for cached, entry in zip((drafter.pool.k[d], drafter.pool.v[d]), entries, strict=True):
+                torch.testing.assert_close(cached[slots].float(), entry[: len(seen)].float(), rtol=1e-3, atol=1e-4)
+            compared += len(seen)
     return compared
 
 
-def run(loaded: Loaded, config: EngineConfig, prompts: list[list[int]], max_tokens: int, every: int = 3) -> int:
+class Whim:
+    """Widths from a seed, often 0, and a change of mind after each draft."""
+
+    adaptive = True
+
+    def __init__(self, seed: int) -> None:
+        self.rng = random.Random(seed)
+
+    def widths(self, ready: list[Request], reading: int) -> list[int]:
+        if self.rng.random() < 0.4:  # nobody drafts
+            return [0] * len(ready)
+        return [self.rng.choice((0, 1, 2, 3, 5)) for _ in ready]
+
+    def deeper(self, depth: int, requests: Sequence[Request], confidences: Sequence[float]) -> list[bool]:
+        assert len(confidences) == len(requests) and all(value <= 1e-3 for value in confidences)
+        return [self.rng.random() < 0.7 for _ in requests]
+
+    def cut(self, requests: list[Request], drafted: list[int]) -> list[int]:
+        return drafted
+
+    def learn(self, facts: StepFacts) -> None:
+        pass
+
+    def as_dict(self) -> dict[str, Any]:
+        return {}
+
+
+def run(
+    loaded: Loaded,
+    config: EngineConfig,
+    prompts: list[list[int]],
+    max_tokens: int,
+    every: int = 3,
+    whim: int | None = None,
+) -> int:
     engine, compared, steps = loaded.engine(config), 0, 0
+    rng = random.Random(whim)
+    if whim is not None:
+        engine.policy.policy = Whim(whim)
     params = SamplingParams(max_tokens=max_tokens, ignore_eos=True)
     requests = [r for i, p in enumerate(prompts) for r in engine.add_request(str(i), p, params)]
     while engine.has_unfinished:
+        for request in requests:
+            request.resting = whim is not None and rng.random() < 0.3
         engine.step()
         steps += 1
         if steps % every == 0:
@@ -111,6 +166,59 @@ def test_incremental_draft_cache_equals_one_from_scratch(
     assert run(loaded, replace(BASE, **mode), prompts, max_tokens=24) > 0
 
 
+@settings(max_examples=12, deadline=None)
+@given(prompts=prompts, mode=modes, whim=st.integers(0, 2**20), window=st.sampled_from([1, 3, 8, 64]))
+def test_what_modules_see_is_exact_whoever_drafts_how_much_and_when(
+    loaded: Loaded, prompts: list[list[int]], mode: dict[str, int], whim: int, window: int
+) -> None:
+    """Requests of width 0 rest, and so do modules that a draft does not reach; little of what waits is kept here. The
+    prompts share their beginnings, so that many blocks are found which modules read wholly, partly or not at all."""
+    config = replace(BASE, **({"num_speculative_tokens": 5} | mode))
+    shared = [prompts[0][:20] + prompt for prompt in prompts * 2]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(strands, "WINDOW", window)
+        patch.setattr(strands, "MOST", window + window // 2)
+        patch.setattr(mtp, "MOST", window + window // 2)
+        run(loaded, config, shared, max_tokens=24, every=2, whim=whim)
+
+
+def test_who_does_not_draft_costs_no_module_a_pass(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor any memory that grows; one draft costs one module; afterwards the last tokens are seen."""
+    passes: list[int] = []
+    forward = MTPDrafter.forward
+    monkeypatch.setattr(MTPDrafter, "forward", lambda self, d, *rest: passes.append(d) or forward(self, d, *rest))
+    engine = loaded.engine(replace(BASE, max_model_len=250))
+    (request,) = engine.add_request("a", list(range(10, 40)), SamplingParams(max_tokens=210, ignore_eos=True))
+    request.num_speculative_tokens, request.resting = 0, True
+    for _ in range(130):
+        engine.step()
+    drafter = engine.drafter
+    assert isinstance(drafter, MTPDrafter)
+    track = drafter.tracks[request.row]
+    assert passes == [] and strands.WINDOW <= track.strands[0].waiting <= strands.MOST + 1
+    request.num_speculative_tokens = 1
+    for _ in range(5):
+        engine.step()
+    assert passes == [1] * 5 and len(request.tokens) - track.strands[0].first > strands.WINDOW
+    request.num_speculative_tokens = 3
+    engine.step()
+    assert passes == [1] * 6 + [2, 3]
+    engine.step()
+    assert assert_exact(loaded, engine, [request]) > 2 * strands.WINDOW
+
+
+def test_a_short_rest_loses_nothing(loaded: Loaded) -> None:
+    engine = loaded.engine(BASE)
+    (request,) = engine.add_request("a", list(range(10, 40)), SamplingParams(max_tokens=60, ignore_eos=True))
+    for width in [3] * 4 + [0] * 20 + [3] * 3:
+        request.num_speculative_tokens = width
+        engine.step()
+    drafter = engine.drafter
+    assert isinstance(drafter, MTPDrafter)
+    assert drafter.tracks[request.row].firsts(DEPTHS) == tuple(range(1, DEPTHS + 1))
+    assert assert_exact(loaded, engine, [request]) > 3 * 50
+
+
 def test_prefix_hits_go_on_from_the_states_kept_beside_blocks(loaded: Loaded) -> None:
     shared = list(range(10, 10 + 4 * BLOCK))
     engine = loaded.engine(BASE)
@@ -130,15 +238,18 @@ def test_the_last_state_of_a_block_is_kept_though_the_pending_token_has_none(
 ) -> None:
     monkeypatch.setattr(scheduler, "_AHEAD", 0)
     engine = loaded.engine(BASE)
-    params = SamplingParams(max_tokens=2, ignore_eos=True)
-    (first,) = engine.add_request("first", list(range(10, 9 + 2 * BLOCK)), params, num_speculative_tokens=0)
+    params = SamplingParams(max_tokens=3, ignore_eos=True)
+    (first,) = engine.add_request("first", list(range(10, 8 + 2 * BLOCK)), params, num_speculative_tokens=1)
     while engine.has_unfinished:
         engine.step()
     assert len(first.tokens) == 2 * BLOCK + 1
     (second,) = engine.add_request("second", [*first.tokens, 5], SamplingParams(max_tokens=9, ignore_eos=True))
     for _ in range(3):
         engine.step()
-    assert second.prefix_hit_tokens == 2 * BLOCK and assert_exact(loaded, engine, [second]) > 0
+    drafter = engine.drafter
+    assert isinstance(drafter, MTPDrafter)
+    assert second.prefix_hit_tokens == 2 * BLOCK and drafter.tracks[second.row].strands[0].first == 1
+    assert assert_exact(loaded, engine, [second]) > 2 * BLOCK
 
 
 def test_who_leaves_does_not_overwrite_who_takes_its_blocks(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,6 +265,7 @@ def test_who_leaves_does_not_overwrite_who_takes_its_blocks(loaded: Loaded, monk
     engine.step()
     wanted = leaves.blocks[1]
     engine.abort("leaves")
+    stays.num_speculative_tokens = 1
     engine.step()
     assert stays.blocks[1] == wanted, "the block changed hands, or this tests nothing"
     assert assert_exact(loaded, engine, [stays]) > 0

@@ -11,13 +11,16 @@ everything: it absorbs all newly accepted tokens and drafts the next one.
     depth 3      t_a .. t_b    x1       x2           drafts x3
 
 What lies beyond b is a guess; the next pass overwrites it. Beyond the last module, the last one is fed its own output.
-Each depth's output at slot b is carried to the next pass;
-for the last slot of each block it is kept beside the block, so that a prefix hit can go on from there.
+
+A module reads only for who drafts with it. For the others its features wait (see `spec.strands`), so a request that
+does not draft costs nothing, and one that drafts a single token costs one module. What the modules see is exact all the
+same: the cache from scratch over the slots that they see. For the last slot of each block, the outputs are kept beside
+the block, with where their modules began to see, so that a prefix hit can go on from there.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, cast
 
 import torch
@@ -33,26 +36,7 @@ from paceline.models.mtp import MTP, MTPDepth
 from paceline.request import Request
 from paceline.sampling import Sampler
 from paceline.spec.proposal import Proposal
-
-
-@dataclass
-class Span:
-    """Slots start..start+len(tokens)-1 of one request, to be absorbed; then `width` drafts. `features`: rows of depth
-    0's outputs at slots start-1..; `row`: the request's row in the carried states."""
-
-    request: Request
-    row: int
-    start: int
-    tokens: list[int]
-    blocks: list[int]
-    features: Tensor | None
-    width: int = 0
-    drafts: list[int] = field(default_factory=list)
-
-    @property
-    def left(self) -> bool:
-        """Whether the request finished, was aborted or preempted since, and gave its blocks back."""
-        return self.request.blocks is not self.blocks
+from paceline.spec.strands import LONG, MOST, WINDOW, Part, Strand, Track
 
 
 class MTPDrafter:
@@ -60,7 +44,7 @@ class MTPDrafter:
 
     name = "mtp"
 
-    def __init__(self, mtp: MTP, pool: Pool, sampler: Sampler, max_rows: int, source: str) -> None:
+    def __init__(self, mtp: MTP, pool: Pool, sampler: Sampler, source: str) -> None:
         """source: where the modules come from, for the user to look at when they guess wrong."""
         self.mtp, self.pool, self.sampler = mtp, pool, sampler
         self.suspects = (
@@ -68,15 +52,13 @@ class MTPDrafter:
             "FP8 scales that were not applied, or modules of another model."
         )
         self.max_tokens = MAX_SPECULATIVE_TOKENS
-        self.depths = [cast(MTPDepth, depth) for depth in mtp.depths]
-        depths, hidden = len(self.depths), self.depths[0].norm.weight.shape[0]
-        like = pool.k[0]
-        # outputs of depth 0..D (0: the target) at the last absorbed slot of each row, and at the last slot of each
-        # block
-        self.carried = like.new_zeros(depths + 1, max_rows, hidden)
-        self.kept = like.new_zeros(depths + 1, pool.num_blocks, hidden)
-        self.reached: dict[int, int] = {}  # row -> first slot not absorbed yet, for rows that this drafter follows
-        self.waiting: dict[int, Span] = {}  # row -> what was observed since the last `propose`
+        self.modules = [cast(MTPDepth, depth) for depth in mtp.depths]
+        depths, hidden = len(self.modules), self.modules[0].norm.weight.shape[0]
+        # Outputs of depth 0..D-1 (0: the target) at the last slot of each block; and whether module d = 1..D read that
+        # slot: then its `Track.firsts`.
+        self.kept = pool.k[0].new_zeros(depths, pool.num_blocks, hidden)
+        self.known: list[list[tuple[int, ...] | None]] = [[None] * pool.num_blocks for _ in range(depths)]
+        self.tracks: dict[int, Track] = {}  # by row
 
     @classmethod
     def build(cls, config: EngineConfig, target_runner: Any) -> MTPDrafter:
@@ -89,142 +71,165 @@ class MTPDrafter:
             raise UserError(f"mtp_modules is {config.mtp_modules}, but the model has {available}; ask for no more.")
         target = target_runner.pool
         pool = Pool(mtp.cache, target.num_blocks, target.block_size, target.k[0].dtype, target.k[0].device)
-        return cls(
-            mtp,
-            pool,
-            Sampler(target_runner.model.config.eos_token_ids),
-            config.max_num_seqs,
-            config.draft_model or str(target_runner.path),
-        )
+        sampler = Sampler(target_runner.model.config.eos_token_ids)
+        return cls(mtp, pool, sampler, config.draft_model or str(target_runner.path))
+
+    # -- what the target read
 
     def observe(self, seen: Seen) -> None:
-        offset = 0
+        size, offset, rows, ended = self.pool.block_size, 0, [], []
+        long = len(seen.hidden) > LONG
         for request, row, first, count, blocks in zip(
             seen.requests, seen.rows, seen.first, seen.count, seen.blocks, strict=True
         ):
+            track = self.tracks.get(row)
+            if track is None:
+                track = self.tracks[row] = self.begin(request, blocks, first)
             features = seen.hidden[offset : offset + count]
+            track.strands[0].wait(features.clone() if long and count <= WINDOW else features)
+            for index in range(first // size, (first + count) // size):
+                rows.append(offset + (index + 1) * size - 1 - first)
+                ended.append(blocks[index])
+            if (first + count - 1) // size > (first - 1) // size:
+                self.claim(track, first, first + count)
             offset += count
-            start = first + 1
-            if first > 0 and self.reached.get(row) != start:  # a prefix hit: slot `first` has no entry of this request
-                block = blocks[(first - 1) // self.pool.block_size]
-                self.carried[:, row] = self.kept[:, block]
-                features = torch.cat((self.kept[:1, block], features))
-                start = first
-            tokens = request.tokens[start : first + count + 1]
-            self.reached[row] = start + len(tokens)
-            self.waiting[row] = Span(request, row, start, tokens, blocks, features[: len(tokens)])
+        if rows:
+            self.kept[0, ended] = seen.hidden[rows]
+
+    def begin(self, request: Request, blocks: list[int], first: int) -> Track:
+        """A request whose first `first` tokens are a prefix hit: each module that read them all goes on behind them."""
+        track = Track(request, blocks, [Strand() for _ in self.modules])
+        track.begin(1, first + 1)
+        last = first // self.pool.block_size - 1
+        for d, strand in enumerate(track.strands if first else (), 1):
+            known = self.known[d - 1]
+            mine = known[blocks[last]]
+            if mine is None or mine[:-1] != track.firsts(d - 1):
+                break
+            if any(known[block] != mine for block in blocks[mine[-1] // self.pool.block_size : last]):
+                break
+            track.begin(d + 1, first + 1)
+            strand.first, strand.start = mine[-1], first
+            strand.wait(self.kept[d - 1, blocks[last]][None].clone())
+        return track
+
+    def claim(self, track: Track, start: int, end: int) -> None:
+        """Blocks whose first slots are among these are the request's own: what was known of them is of another text."""
+        size = self.pool.block_size
+        for index in range(-(-start // size), -(-end // size)):
+            for strand, known in zip(track.strands, self.known, strict=True):
+                if strand.start < (index + 1) * size:
+                    known[track.blocks[index]] = None
 
     def forget(self, row: int) -> None:
-        self.reached.pop(row, None)
+        self.tracks.pop(row, None)
+
+    # -- drafting
 
     @torch.inference_mode()
     def propose(self, requests: list[Request], widths: list[int], deeper: Deeper | None = None) -> Proposal:
-        spans = self.waiting
-        self.waiting = {}
-        for request, width in zip(requests, widths, strict=True):
-            span = spans.get(request.row)
-            if span is None or span.request is not request:
-                span = Span(request, request.row, len(request.tokens), [], request.blocks, None)
-                spans[request.row] = span
-            span.width, span.blocks = width, request.blocks
-        for span in spans.values():
-            self.fit(span)
-        # Blocks of those that left may be others' by now: what is finished in them for prefix hits comes first.
-        for left in (True, False):
-            self.run([span for span in spans.values() if span.left is left])
-        return Proposal.of_chains([[r.tokens[-1], *spans[r.row].drafts] for r in requests])
+        left = [track for track in self.tracks.values() if track.left]
+        if left:  # their blocks may be others' by now: what is finished in them for prefix hits comes first
+            self.finish(left)
+        ready = [self.tracks[request.row] for request in requests]
+        for track, width in zip(ready, widths, strict=True):
+            track.plan(width)
+        reading = self.reading(ready) if len(left) + len(ready) < len(self.tracks) else []
+        self.draft(ready, reading, deeper)
+        return Proposal.of_chains([[track.request.tokens[-1], *track.drafts] for track in ready])
 
-    def fit(self, span: Span) -> None:
-        """Drops what has no slot: the pending token of a request that left before it got the next block. The state
-        before it is the last of a block."""
-        room = len(span.blocks) * self.pool.block_size - span.start
-        if span.features is not None and len(span.tokens) > room:
-            self.kept[0, span.blocks[-1]] = span.features[room]
-            span.tokens, span.features = span.tokens[:room], span.features[:room]
+    def reading(self, ready: list[Track]) -> list[Track]:
+        """Those that read a prompt and will draft; the others rest."""
+        here, found = set(ready), []
+        for track in self.tracks.values():
+            if track in here or track.left:
+                continue
+            if track.request.resting or track.request.num_speculative_tokens == 0:
+                track.plan(0)
+            else:
+                track.goes_on = False
+                found.append(track)
+        return found
 
-    def run(self, spans: list[Span]) -> None:
-        """Absorbs and drafts: one pass a module, then the last module again for drafts beyond it."""
-        if not any(span.tokens or span.width for span in spans):
-            return
-        flat = torch.cat([s.features for s in spans if s.features is not None] or [self.carried[0, :0]])
-        counts = [len(s.tokens) for s in spans]
-        self.keep(0, spans, flat, counts, shift=-1)
-        features = flat
-        for d in range(1, len(self.depths) + 1):
-            features = self.depth(d, spans, features)
-        for _ in range(len(self.depths), max(s.width for s in spans)):
-            features = self.again(spans, features)
+    def finish(self, left: list[Track]) -> None:
+        """What requests that left still have to read for prefix hits, where their modules kept up."""
+        for d in range(1, len(self.modules) + 1):
+            parts = []
+            for track in left:
+                track.goes_on, strand = False, track.strands[d - 1]
+                if strand.start > strand.first and strand.waiting <= MOST:
+                    room = len(track.blocks) * self.pool.block_size
+                    parts.append(Part.absorbing(track, d, min(len(track.request.tokens), room)))
+            self.run(d, parts)
 
-    def depth(self, d: int, spans: list[Span], features: Tensor) -> Tensor:
-        """Pass of module d over every span; features: one row for each of its rows. Returns those of the next pass."""
-        rows = [Row(s.tokens + s.drafts[: d - 1] if s.width >= d else s.tokens, s.start, s.blocks) for s in spans]
-        counts = [len(row.tokens) for row in rows]
+    def draft(self, ready: list[Track], reading: list[Track], deeper: Deeper | None) -> None:
+        """One pass a module; then the last module again for drafts beyond it."""
+        live: list[Track] = []
+        for d in range(1, len(self.modules) + 1):
+            parts = []
+            for track in ready:
+                if track.goes_on:
+                    parts.append(Part.drafting(track, d))
+                elif track.width >= d and track.strands[d - 1].waiting > MOST:
+                    parts.append(Part.absorbing(track, d, len(track.request.tokens)))
+            parts += [Part.absorbing(track, d, len(track.request.tokens)) for track in reading]
+            live, states = self.run(d, parts, deeper)
+        depth = len(self.modules)
+        while live:
+            rows = [Row(t.drafts[-1:], len(t.request.tokens) + depth - 1, t.blocks, t.strands[-1].first) for t in live]
+            depth += 1
+            live, states = self.choose(depth, live, self.forward(len(self.modules), rows, states), deeper)
+
+    def run(self, d: int, parts: list[Part], deeper: Deeper | None = None) -> tuple[list[Track], Tensor]:
+        """One pass of module d. Who gets a further draft, and the outputs that it is made from."""
+        parts = [part for part in parts if part.tokens]
+        if not parts:
+            return [], self.kept[0, :0]
+        pieces = [piece for part in parts for piece in part.take()]
+        features = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        rows = [Row(p.tokens, p.start, p.track.blocks, p.track.strands[d - 1].first) for p in parts]
         out = self.forward(d, rows, features)
-        self.keep(d, spans, out, counts, shift=0)
-        source = torch.cat((self.carried[d, [s.row for s in spans]], out))
-        ends, following, offset = [], [], len(spans)
-        for i, (span, count) in enumerate(zip(spans, counts, strict=True)):
-            sequence = [i, *range(offset, offset + count)]  # the carried output, then this pass's: slots start-1..
-            ends.append(sequence[-1])
-            last = d == len(self.depths)
-            following += sequence[-1:] if last else sequence if span.width > d else sequence[: len(span.tokens)]
-            offset += count
-        self.draft(d, spans, source[ends])
-        self.carry(d, spans, source)
-        return source[following]
-
-    def again(self, spans: list[Span], features: Tensor) -> Tensor:
-        """The last module on its own output: one more row for each span that wants one more draft."""
-        d = len(self.depths)
-        step = max(len(s.drafts) for s in spans)
-        live = [i for i, s in enumerate(spans) if s.width > step]
-        rows = [
-            Row(spans[i].drafts[step - 1 : step], spans[i].start + len(spans[i].tokens) + step - 1, spans[i].blocks)
-            for i in live
-        ]
-        out = self.forward(d, rows, features if len(live) == len(features) else features[live])
-        chosen = [spans[i] for i in live]
-        self.draft(step + 1, chosen, out)
-        features = features.clone()
-        features[live] = out
-        return features
+        counts = [len(part.tokens) for part in parts]
+        drafting = [(part.track, end - 1) for part, end in zip(parts, accumulate(counts), strict=True) if part.drafts]
+        ends = out if len(drafting) == len(out) else out[[end for _, end in drafting]]
+        found = self.choose(d, [track for track, _ in drafting], ends, deeper)
+        self.keep(d, parts, out)
+        for part, outputs in zip(parts, out.split(counts), strict=True):
+            part.pass_on(outputs.clone() if len(out) > LONG and len(outputs) <= WINDOW else outputs)
+        return found
 
     def forward(self, d: int, rows: list[Row], features: Tensor) -> Tensor:
-        rows = [row for row in rows if row.tokens]
-        if not rows:
-            return features[:0]
         batch = make_batch(rows, self.pool.block_size, first=d, device=features.device)
-        out: Tensor = self.depths[d - 1](batch.tokens, batch.positions, PagedAttend(self.pool, batch), features)
+        out: Tensor = self.modules[d - 1](batch.tokens, batch.positions, PagedAttend(self.pool, batch), features)
         return out
 
-    def draft(self, d: int, spans: list[Span], outputs: Tensor) -> None:
-        """Draft number d of each span that wants it, from outputs [len(spans), hidden]."""
-        wanted = [i for i, s in enumerate(spans) if s.width >= d]
-        if not wanted:
-            return
-        module = self.depths[min(d, len(self.depths)) - 1]
-        logits = module.logits(outputs if len(wanted) == len(spans) else outputs[wanted])
-        chosen = [spans[i] for i in wanted]
-        tokens = self.sampler.choose(logits, [s.request for s in chosen], [s.drafts for s in chosen])
-        for span, token in zip(chosen, tokens.tolist(), strict=True):
-            span.drafts.append(token)
+    def choose(
+        self, depth: int, tracks: list[Track], states: Tensor, deeper: Deeper | None
+    ) -> tuple[list[Track], Tensor]:
+        """Draft number `depth` of each, from its state; then who goes on, and their states."""
+        if not tracks:
+            return [], states
+        logits = self.modules[min(depth, len(self.modules)) - 1].logits(states)
+        requests, paths = [track.request for track in tracks], [track.drafts for track in tracks]
+        if deeper is None:
+            tokens, more = self.sampler.choose(logits, requests, paths).tolist(), [True] * len(tracks)
+        else:
+            tokens, confidences = self.sampler.choose_and_rate(logits, requests, paths)
+            more = deeper(depth, requests, confidences)
+        for track, token, wanted in zip(tracks, tokens, more, strict=True):
+            track.drafts.append(token)
+            track.goes_on = wanted and track.width > depth
+        going = [i for i, track in enumerate(tracks) if track.goes_on]
+        return [tracks[i] for i in going], states if len(going) == len(tracks) else states[going]
 
-    def carry(self, d: int, spans: list[Span], source: Tensor) -> None:
-        """Depth d's output at the last committed slot of each span; `source` as in `depth`."""
-        offset, index = len(spans), []
-        for i, span in enumerate(spans):
-            index.append(offset + len(span.tokens) - 1 if span.tokens else i)
-            offset += len(span.tokens) + (d - 1 if span.width >= d else 0)
-        self.carried[d, [s.row for s in spans]] = source[index]
-
-    def keep(self, d: int, spans: list[Span], outputs: Tensor, counts: list[int], shift: int) -> None:
-        """Depth d's outputs at the last slots of blocks. Row i of a span lies at slot start + i + shift."""
+    def keep(self, d: int, parts: list[Part], outputs: Tensor) -> None:
+        """What module d made of the last slots of blocks, beside the blocks."""
         size, rows, blocks, offset = self.pool.block_size, [], [], 0
-        for span, count in zip(spans, counts, strict=True):
-            begin, end = span.start + shift, span.start + shift + len(span.tokens)
-            for slot in range(begin + (-begin - 1) % size, end, size):
-                rows.append(offset + slot - begin)
-                blocks.append(span.blocks[slot // size])
-            offset += count
-        if rows:
+        for part in parts:
+            for row, block in part.ended_blocks(size):
+                rows.append(offset + row)
+                blocks.append(block)
+                self.known[d - 1][block] = part.track.firsts(d)
+            offset += len(part.tokens)
+        if rows and d < len(self.kept):
             self.kept[d, blocks] = outputs[rows]

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from paceline.bench.here import EngineArm
 from paceline.bench.record import model_facts, read_record, write_whole
+from paceline.bench.runs import Answer
 from paceline.cli import main as cli
+from paceline.cli.bench_show import interval, shares
 from paceline.errors import UserError
 
 Run = Callable[..., tuple[int, str, str]]
@@ -189,6 +193,10 @@ MISTAKES = [
     (("table", "--baseline-server", "http://x", *SMALL), "belongs to --server"),
     (("table", "--server", "ftp://x", *SMALL), "no address of a server"),
     (("table", "--server", "http://127.0.0.1:9", *SMALL), "stopped answering"),
+    (("table", "--server", "http://127.0.0.1:9", "--threads", "1"), "--threads is the server's own"),
+    (("table", "--server", "http://x", "--baseline-server", "http://y", *SMALL, "--arms", "none,1,2"), "Two"),
+    (("table", "--drafter", "none"), "--drafter none is what the arm none stands for"),
+    (("table", "--drafter", "ngram", "--mtp-modules", "1"), "belongs to --drafter mtp"),
     (("rate", "--request-rate", "0"), "--request-rate takes"),
     (("rate", "--request-rate", "nan,1"), "--request-rate takes"),
     (("compare", "--server", "http://x", *SMALL), "NAME=URL"),
@@ -231,3 +239,33 @@ def test_the_hash_is_of_the_weights(tiny_model: Path, tmp_path: Path) -> None:
             content[-1] ^= 1
         (tmp_path / file.name).write_bytes(content)
     assert model_facts(tmp_path, None, "bfloat16", None)["sha256"] != facts["sha256"]
+
+
+def test_an_interrupted_run_keeps_what_it_measured(bench: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in the second row's second repeat: the first row is whole, the second has one repeat."""
+    real, runs = EngineArm.run, count()
+
+    def run(self: EngineArm, *args: Any) -> list[Answer]:
+        if next(runs) == 2 + 2 * 2 + 2 + 2 + 1:  # warm-up, two repeats, warm-up, a repeat, and an arm of the next
+            raise KeyboardInterrupt
+        return real(self, *args)
+
+    monkeypatch.setattr(EngineArm, "run", run)
+    file = tmp_path / "t.json"
+    words = ("--concurrency", "1,2", "--num-requests", "3", "--repeats", "2", "--output", file)
+    code, out, _ = bench("table", *SMALL, *words, "--markdown")
+    record = read_record(file)
+    assert code == 130 and not record["complete"] and [row["repeats"] for row in record["rows"]] == [2, 1]
+    assert out.count("\n") == 4
+
+
+def test_details_are_shown(bench: Run) -> None:
+    words = (*SMALL, "--concurrency", "1", "--num-requests", "2", "--repeats", "1")
+    code, out, _ = bench("table", *words, "--details")
+    assert code == 0 and "p50 / p90" in out and "position" in out and "width" in out
+
+
+def test_shares_and_intervals_in_words() -> None:
+    assert shares([3, 0, 1]) == "0: 75 %, 2: 25 %" and shares([]) == ""
+    assert interval({"median": 1.516, "low": 1.49, "high": 1.55}) == "1.52x [1.49, 1.55]"
+    assert interval(None) == "-" and interval({"median": 2.0, "low": None, "high": None}) == "2.00x"

@@ -40,6 +40,11 @@ def fake_server(answering: Answering) -> Iterator[tuple[str, list[Body]]]:
             self.end_headers()
             self.wfile.write(text.encode())
 
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"data": [{"id": "served"}]}')
+
         def log_message(self, *_: object) -> None:
             pass
 
@@ -174,6 +179,26 @@ def test_nobody_there_and_no_address() -> None:
     for bad in ("ftp://x", "http://", ""):
         with pytest.raises(UserError, match="no address"):
             arm(bad)
+
+
+def test_a_server_without_our_field_is_told_from_ours() -> None:
+    """It would answer both arms in the same way."""
+
+    def foreign(body: Body, say: Callable[[str], None]) -> None:
+        say(chunk("a", 1))
+        say("[DONE]")
+
+    with fake_server(foreign) as (url, _):
+        assert arm(url).run(JOBS, Closed(2), lambda tokens: None)[0].stats is None
+        with pytest.raises(UserError, match="does not know Paceline's speculation field"):
+            arm(url, speculation={"drafter": "none"}).run(JOBS, Closed(2), lambda tokens: None)
+
+
+def test_the_model_is_called_what_the_server_calls_it() -> None:
+    with fake_server(ours) as (url, asked):
+        arm(url).run(JOBS, Closed(1), lambda tokens: None)
+        arm(url, model="mine").run(JOBS, Closed(1), lambda tokens: None)
+    assert [body["model"] for body in asked] == ["served"] * 6 + ["mine"] * 6
 
 
 def test_counts_that_nobody_told() -> None:

@@ -42,6 +42,7 @@ def bench_compare(
     repeats: shared.Repeats = 5,
     output: shared.Output = None,
     json_lines: shared.Json = False,
+    details: shared.Details = False,
     markdown: shared.Markdown = False,
     drafter: opt.Drafter = None,
     num_speculative_tokens: opt.NumSpeculativeTokens = None,

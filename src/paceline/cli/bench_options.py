@@ -90,6 +90,10 @@ Output = Annotated[
     typer.Option(help="Write the JSON here, after every repeat.", rich_help_panel=RESULT, metavar="FILE"),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the JSON instead of a table.", rich_help_panel=RESULT)]
+Details = Annotated[
+    bool,
+    typer.Option("--details", help="Also percentiles, the steady state and the widths.", rich_help_panel=RESULT),
+]
 Markdown = Annotated[bool, typer.Option("--markdown", help="Print the table in Markdown.", rich_help_panel=RESULT)]
 SpecBench = Annotated[
     Path | None,

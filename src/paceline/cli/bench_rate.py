@@ -48,6 +48,7 @@ def bench_rate(
     api_key: shared.ApiKey = None,
     output: shared.Output = None,
     json_lines: shared.Json = False,
+    details: shared.Details = False,
     markdown: shared.Markdown = False,
     temperature: sampling.Temperature = 0.0,
     top_k: sampling.TopK = 0,

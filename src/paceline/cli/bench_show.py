@@ -34,13 +34,13 @@ def finishing(record: Record, given: dict[str, Any], exact: Sequence[str] | None
         if given["json_lines"]:
             print(json.dumps(record.as_dict()))
         elif any(row["repeats"] for row in record.rows):
-            print_rows(record.as_dict(), given["markdown"])
+            print_rows(record.as_dict(), given["markdown"], given["details"])
     arms = [(name, arm) for row in record.rows for name, arm in row["arms"].items()]
     if not all(arm["same"] for name, arm in arms if exact is None or name in exact):
         raise typer.Exit(1)
 
 
-def print_rows(record: dict[str, Any], markdown: bool) -> None:
+def print_rows(record: dict[str, Any], markdown: bool = False, details: bool = False) -> None:
     """Only rows with a whole repeat."""
     rows = [row for row in record["rows"] if row["repeats"]]
     if markdown:
@@ -56,9 +56,11 @@ def print_rows(record: dict[str, Any], markdown: bool) -> None:
             figures.add_row(*where_of(row), name, *figures_of(arm), *_limits(arm), _check(arm), same(arm))
             if index:
                 ratios.add_row(*where_of(row), name, *ratios_of(arm), *speculation_of(arm))
-    console.print(figures)
-    if ratios.row_count:
-        console.print(ratios)
+    shown = [figures, ratios, *(detail_tables(rows) if details else [])]
+    for table in filter(lambda table: table.row_count, shown):
+        console.print(table)
+    if cached := sum(arm["cached_tokens"] for row in rows for arm in row["arms"].values()):
+        console.print(f"{cached} prompt tokens came from a prefix cache: start the server with --no-prefix-cache.")
 
 
 def _table(*headings: str) -> Table:
@@ -68,6 +70,38 @@ def _table(*headings: str) -> Table:
             SHORT.get(heading, heading), justify="left" if heading in ("arm", "source", "same text") else "right"
         )
     return table
+
+
+def detail_tables(rows: list[dict[str, Any]]) -> list[Table]:
+    """Percentiles of the whole run; the steady state; acceptance and widths."""
+    where = headings_of(rows[0])
+    spread = _table(*where, "arm", *(f"{name} ms p50 / p90 / p99" for name in ("TPOT", "TTFT", "ITL")))
+    steady = _table(*where, "arm", "steady state s", *FIGURES, "check")
+    widths = _table(*where, "arm", "accepted by position", "share of each width")
+    for row in rows:
+        for name, arm in row["arms"].items():
+            start = (*where_of(row), name)
+            spread.add_row(*start, *(percentiles(arm["whole"][f"{key}_ms"]) for key in ("tpot", "ttft", "itl")))
+            if arm["steady"] is not None:
+                steady.add_row(
+                    *start, number(arm["steady"]["seconds"], 1), *figures_of(arm, "steady"), _check(arm, "steady")
+                )
+            told = arm["speculation"]
+            if told is not None and told["drafted"]:
+                by_position = " ".join(number(rate, 2) for rate in told["acceptance_by_position"])
+                widths.add_row(*start, by_position, shares(told["width_histogram"]))
+    return [spread, steady, widths]
+
+
+def percentiles(spread: dict[str, float | None]) -> str:
+    """Example: `1.8 / 2.4 / 3.1`."""
+    return " / ".join(number(spread[name], 1) for name in ("p50", "p90", "p99"))
+
+
+def shares(histogram: list[int]) -> str:
+    """Example: shares([3, 0, 1]) = "0: 75 %, 2: 25 %"."""
+    total = sum(histogram) or 1
+    return ", ".join(f"{width}: {100 * count / total:.0f} %" for width, count in enumerate(histogram) if count)
 
 
 def title(record: dict[str, Any]) -> str:
@@ -88,10 +122,11 @@ def where_of(row: dict[str, Any]) -> list[str]:
     return [str(row[name]) for name in headings_of(row)]
 
 
-def figures_of(arm: dict[str, Any]) -> list[str]:
-    whole = arm["whole"]
-    means = [number(whole[name]["mean"], 2) for name in ("tpot_ms", "ttft_ms")]
-    return [*means, *(number(whole[f"{name}_tokens_per_second"], 1) for name in ("output", "total"))]
+def figures_of(arm: dict[str, Any], part: str = "whole") -> list[str]:
+    """part: the whole run, or the steady state."""
+    columns = arm[part]
+    means = [number(columns[name]["mean"], 2) for name in ("tpot_ms", "ttft_ms")]
+    return [*means, *(number(columns[f"{name}_tokens_per_second"], 1) for name in ("output", "total"))]
 
 
 def ratios_of(arm: dict[str, Any]) -> list[str]:
@@ -111,8 +146,8 @@ def same(arm: dict[str, Any]) -> str:
     return "yes" if arm["same"] else f"NO ({arm['different']})"
 
 
-def _check(arm: dict[str, Any]) -> str:
-    return number(arm["whole"]["check"], 2)
+def _check(arm: dict[str, Any], part: str = "whole") -> str:
+    return number(arm[part]["check"], 2)
 
 
 def _limits(arm: dict[str, Any]) -> list[str]:

@@ -45,6 +45,7 @@ def bench_table(
     api_key: shared.ApiKey = None,
     output: shared.Output = None,
     json_lines: shared.Json = False,
+    details: shared.Details = False,
     markdown: shared.Markdown = False,
     spec_bench: shared.SpecBench = None,
     temperature: sampling.Temperature = 0.0,

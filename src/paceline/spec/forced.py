@@ -14,7 +14,7 @@ def with_forced(proposal: Proposal, requests: list[Request], rooms: list[int]) -
     Trees stay as they are.
     Example: drafts 8, 9, and the grammar allows no 9 behind 8, only 7 and then 6: the chain 8, 7, 6, two of it forced.
     """
-    if not proposal.chain or all(request.grammar is None for request in requests):
+    if not proposal.chain or not any(rooms) or all(request.grammar is None for request in requests):
         return proposal
     tokens = proposal.tokens.tolist()
     chains, forced = [], []

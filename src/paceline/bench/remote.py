@@ -98,7 +98,7 @@ class ServerArm:
             connection.close()
 
     def _all(self, jobs: Sequence[Job], load: Load, tick: Tick) -> list[Answer]:
-        start, done = time.perf_counter(), 0
+        start = time.perf_counter()
         waiting: dict[Future[Answer], Job] = {}
         self._over.clear()
         with ThreadPoolExecutor(load.lanes(len(jobs))) as pool:
@@ -110,9 +110,9 @@ class ServerArm:
                     waiting[pool.submit(self._ask, job, self._body(job), sent)] = job
                 for future in as_completed(waiting):
                     future.result()
-                    done += 1
                     tick(waiting[future].params.max_tokens)
             except ServerError as error:
+                done = sum(future.done() and future.exception() is None for future in waiting)
                 raise ServerError(f"{error} after {done} of {len(jobs)} requests", error.status) from error
             finally:
                 self._over.set()

@@ -104,6 +104,7 @@ class EngineConfig:
     reason. `mtp_modules` None: one module for each drafted token, as far as the checkpoint has them;
     fewer are fed their own output. `draft_model`: where the MTP modules are, a directory or a Hugging Face id; None:
     in the target's own checkpoint. `draft_quantization`: int8, fp8 or none for them; None: as the target.
+    `drafter`: a name, or several with commas between them, of which the first is that of requests that name none.
     `num_speculative_tokens` "auto": as many as pay, request by request and step by step, none if none does.
     `latency_weight` then says whose time counts: 0 that of all tokens together, 1 that of each request, slow ones too.
 

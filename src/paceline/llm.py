@@ -28,7 +28,8 @@ Params = SamplingParams | Sequence[SamplingParams] | None
 class LLM:
     """A model, ready to generate.
 
-    model: None (the bundled one), a directory or a Hugging Face id. drafter: "mtp", "ngram" or "none". quantization:
+    model: None (the bundled one), a directory or a Hugging Face id. drafter: "mtp", "ngram", "mtp,ngram" (the first
+    is the one of requests that name none) or "none". quantization:
     "int8", "fp8" or "none"; None is what the checkpoint has (FP8 only on a GPU). Further keywords
     are those of `EngineConfig`, or vLLM's `speculative_config`, or its older `speculative_model`. Raises `UserError`
     for whatever of this cannot be had.
@@ -167,7 +168,7 @@ def engine_config(base: EngineConfig, options: dict[str, Any]) -> EngineConfig:
             raise UserError(f"There is no option {name!r}; the engine's options are {', '.join(known)}.")
     config = replace(base, **options)
     for name in ("draft_model", "draft_quantization"):
-        if options.get(name) is not None and config.drafter != "mtp":
+        if options.get(name) is not None and "mtp" not in config.drafter.split(","):
             raise UserError(f"{name} belongs to drafter mtp, and drafter {config.drafter} would not look at it.")
     return config
 

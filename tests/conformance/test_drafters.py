@@ -10,6 +10,7 @@ import torch
 from paceline.config import EngineConfig
 from paceline.drafters import build_drafter, drafter_names
 from paceline.drafters.base import Drafter
+from paceline.drafters.several import SeveralDrafters
 from paceline.errors import UserError
 from paceline.request import Request, SamplingParams
 from paceline.spec.proposal import Proposal
@@ -18,10 +19,14 @@ from paceline.spec.proposal import Proposal
 NEED_A_MODEL = {"mtp"}
 VOCAB, WIDTH = 7, 4
 
-pytestmark = pytest.mark.parametrize("name", sorted(set(drafter_names()) - NEED_A_MODEL))
+ALONE = sorted(set(drafter_names()) - NEED_A_MODEL)
+
+pytestmark = pytest.mark.parametrize("name", [*ALONE, ",".join(ALONE)])
 
 
 def build(name: str) -> Drafter:
+    if "," in name:
+        return SeveralDrafters([build(member) for member in name.split(",")])
     return build_drafter(name, EngineConfig(drafter=name, num_speculative_tokens=WIDTH, ngram_min=1), None)
 
 
@@ -34,6 +39,7 @@ def make_requests(count: int, rng: random.Random) -> list[Request]:
             SamplingParams(),
             0,
             row=r,
+            drafter=rng.choice((None, *ALONE)),
         )
         for r in range(count)
     ]
@@ -86,5 +92,6 @@ def test_forgetting_an_empty_row_is_no_error(name: str) -> None:
 
 
 def test_an_unknown_name_is_refused_and_this_one_is_offered(name: str) -> None:
-    with pytest.raises(UserError, match=rf"'{name}x' is not known; use one of .*\b{name}\b"):
+    last = name.split(",")[-1]
+    with pytest.raises(UserError, match=rf"'{last}x' is not known; use one of .*\b{last}\b"):
         build(name + "x")

@@ -50,7 +50,12 @@ Threads = Annotated[
 ]
 
 Drafter = Annotated[
-    str | None, typer.Option(help="Who guesses: mtp, ngram or none.", show_default="mtp", rich_help_panel=ENGINE)
+    str | None,
+    typer.Option(
+        help="Who guesses: mtp, ngram, none, or several by commas (mtp,ngram); a request may choose one of them.",
+        show_default="mtp",
+        rich_help_panel=ENGINE,
+    ),
 ]
 NumSpeculativeTokens = Annotated[
     str | None,
@@ -159,7 +164,7 @@ def refuse_idle_options(given: dict[str, Any]) -> None:
     if drafter == "none" and given["num_speculative_tokens"] not in (None, "0"):
         raise UserError("--drafter none guesses nothing; leave -k out, or name another drafter.")
     for name, owner in _BELONGS_TO.items():
-        if given.get(name) is not None and drafter != owner and (drafter is not None or owner != "mtp"):
+        if given.get(name) is not None and owner not in (drafter or "mtp").split(","):
             flag = "--" + name.replace("_", "-")
             raise UserError(f"{flag} belongs to --drafter {owner}; add that, or leave {flag} out.")
 

@@ -12,6 +12,8 @@ from paceline.grammar import Grammars
 from paceline.request import Request, SamplingParams
 from paceline.sampling import check_token_ids
 
+NOBODY = "none"  # the drafter of a request that wants no drafts
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
@@ -40,12 +42,24 @@ class Limits:
             )
 
 
+def chosen_drafter(asked: str | None, names: str) -> str:
+    """Whose drafts a request takes, of an engine's drafters in one word. Raises `UserError` for somebody else.
+
+    Example: of "a,b" None is a, b is b."""
+    known = names.split(",")
+    if asked not in (None, NOBODY, *known):
+        offered = " or ".join(dict.fromkeys((*known, NOBODY)))
+        raise UserError(f"drafter {asked!r} does not work here; this engine drafts with {offered}.")
+    return asked or known[0]
+
+
 def make_requests(
     request_id: str,
     prompt: list[int],
     params: SamplingParams,
     num_speculative_tokens: int | None = None,
     grammars: Grammars | None = None,
+    drafter: str | None = None,
 ) -> list[Request]:
     """`params.n` requests with the same prompt, ids `request_id` (n = 1) or `request_id/0`, `request_id/1`, ...
 
@@ -62,6 +76,7 @@ def make_requests(
             params=params,
             seed=derived_seed(seed, index),
             num_speculative_tokens=num_speculative_tokens,
+            drafter=drafter,
             grammar=None if grammars is None or asked is None else grammars.start(asked),
             arrival=perf_counter(),
         )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from paceline.batch import ForwardBatch
 from paceline.drafters.base import Drafter
-from paceline.engine.admit import Limits, make_requests
+from paceline.engine.admit import NOBODY, Limits, chosen_drafter, make_requests
 from paceline.engine.assemble import accepted_slots, assemble, offered, seen
 from paceline.engine.canary import Canary
 from paceline.engine.plan import StepOutput
@@ -73,14 +73,17 @@ class Engine:
         *,
         decoder: Callable[[], Decoder] | None = None,
         num_speculative_tokens: int | None = None,
+        drafter: str | None = None,
     ) -> list[Request]:
         """Queues `params.n` requests for one prompt. decoder: makes what turns ids into text; stop strings need it.
+        drafter: one of this engine's, or "none"; None is the first.
 
         Raises `UserError` for what cannot be done; nothing is queued then."""
         self.limits.check(prompt, params, num_speculative_tokens)
         assert decoder is not None or not params.stop, "stop strings need a decoder"
-        drafts = num_speculative_tokens if self.drafter.max_tokens else 0
-        requests = make_requests(request_id, prompt, params, drafts, self.grammars)
+        drafter = chosen_drafter(drafter, self.drafter.name)
+        drafts = num_speculative_tokens if self.drafter.max_tokens and drafter != NOBODY else 0
+        requests = make_requests(request_id, prompt, params, drafts, self.grammars, drafter)
         texts = [TextStream(decoder(), params.stop) if decoder is not None else None for _ in requests]
         limit = self.limits.max_model_len
         self.scheduler.add(

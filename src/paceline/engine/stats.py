@@ -26,6 +26,7 @@ class EngineStats:
     preemptions: int = 0
     prefix_hit_tokens: int = 0
     speculation: SpeculationStats = field(default_factory=SpeculationStats)
+    by_drafter: dict[str, SpeculationStats] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
     _last: float = 0.0
 
@@ -49,6 +50,8 @@ class EngineStats:
         self.preemptions += request.preemptions
         self.prefix_hit_tokens += request.prefix_hit_tokens
         self.speculation.add(request.stats)
+        if request.drafter is not None:
+            self.by_drafter.setdefault(request.drafter, SpeculationStats()).add(request.stats)
 
     @property
     def host_share(self) -> float:
@@ -59,4 +62,6 @@ class EngineStats:
     def as_dict(self) -> dict[str, Any]:
         counts = ("steps", "read", "emitted", "finished", "preemptions", "prefix_hit_tokens", "host_share")
         plain = {name: getattr(self, name) for name in counts}
-        return plain | {"seconds": dict(self.seconds), "speculation": self.speculation.as_dict()}
+        drafters = {name: stats.as_dict() for name, stats in self.by_drafter.items()}
+        speculation = self.speculation.as_dict() | {"by_drafter": drafters}
+        return plain | {"seconds": dict(self.seconds), "speculation": speculation}

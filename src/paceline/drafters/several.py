@@ -1,0 +1,74 @@
+"""Several drafters in one engine: each request takes the drafts of the one that it names, else of the first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from paceline.drafters.base import Deeper, Drafter, Seen
+from paceline.request import Request
+from paceline.spec.proposal import Proposal
+
+
+class SeveralDrafters:
+    """Each member hears of its own requests only, so the others cost it nothing. A request that names nobody here gets
+    no drafts. Example: members mtp and ngram are the drafter "mtp,ngram"."""
+
+    def __init__(self, members: Sequence[Drafter]) -> None:
+        self.members = {member.name: member for member in members}
+        self.name = ",".join(self.members)
+        self.max_tokens = max(member.max_tokens for member in members)
+        self.suspects = members[0].suspects
+
+    def observe(self, seen: Seen) -> None:
+        for name, member in self.members.items():
+            mine = self._of(name, seen.requests)
+            if mine:
+                member.observe(seen if len(mine) == len(seen.requests) else _part(seen, mine))
+
+    def propose(self, requests: list[Request], widths: list[int], deeper: Deeper | None = None) -> Proposal:
+        parts = []
+        for name, member in self.members.items():
+            mine = self._of(name, requests)
+            most = member.max_tokens
+            asked = [requests[r] for r in mine], [min(widths[r], most) for r in mine]
+            parts.append((mine, member.propose(*asked, deeper)))  # also for nobody: it may have something to finish
+        return _joined(requests, parts)
+
+    def forget(self, row: int) -> None:
+        for member in self.members.values():
+            member.forget(row)
+
+    def _of(self, name: str, requests: list[Request]) -> list[int]:
+        """Which of these requests are that member's."""
+        first = next(iter(self.members))
+        return [r for r, request in enumerate(requests) if (request.drafter or first) == name]
+
+
+def _part(seen: Seen, chosen: list[int]) -> Seen:
+    """What was seen of some of the requests."""
+    columns = {
+        name: [getattr(seen, name)[r] for r in chosen] for name in ("requests", "rows", "blocks", "first", "count")
+    }
+    hidden = seen.hidden.split(seen.count)
+    return replace(seen, **columns, hidden=torch.cat([hidden[r] for r in chosen]))
+
+
+def _joined(requests: list[Request], parts: list[tuple[list[int], Proposal]]) -> Proposal:
+    """One proposal for all requests, of proposals for some of them each; who is in none has a root alone."""
+    used = [(mine, part) for mine, part in parts if mine]
+    if len(used) == 1 and len(used[0][0]) == len(requests):
+        return used[0][1]
+    width = max((part.tokens.shape[1] for _, part in used), default=1)
+    result = Proposal.of_chains([[request.tokens[-1]] + [0] * (width - 1) for request in requests])
+    counts, tokens, parents = [1] * len(requests), result.tokens, torch.full_like(result.parents, -2)
+    parents[:, 0] = -1
+    for mine, part in used:
+        assert part.log_q is None, "drafts of several drafters are points"
+        tokens[mine, : part.tokens.shape[1]] = part.tokens
+        parents[mine, : part.parents.shape[1]] = part.parents
+        for r, count in zip(mine, part.counts, strict=True):
+            counts[r] = count
+    return Proposal(tokens, parents, counts, all(part.chain for _, part in used))

@@ -194,7 +194,7 @@ def test_no_code_of_a_checkpoint_is_ever_trusted() -> None:
 
 
 def test_a_drafter_is_one_file() -> None:
-    """Every file but `base` and `several` holds one class that proposes, under the file's name, and imports no other drafter."""
+    """Every file but `base` and `several` has one class that proposes, under its name, and imports no other drafter."""
     drafters = [m for m in in_package("drafters") if m not in ("drafters", "drafters.base", "drafters.several")]
     assert drafters
     for module in drafters:

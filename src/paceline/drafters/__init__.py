@@ -1,7 +1,8 @@
 """One file a drafter: it holds one class whose `name` is the file's name (with `-` for `_`), and is known by that name.
 
 The class has `build(config, target_runner)`, which makes it from the engine's configuration and the target it drafts
-for, and is a `Drafter` (see `base`). `several` makes one of many. Nothing is registered by hand, and a drafter is imported only when asked for.
+for, and is a `Drafter` (see `base`). Nothing is registered by hand, and a drafter is imported only when asked for.
+`several` makes one of many.
 """
 
 from __future__ import annotations

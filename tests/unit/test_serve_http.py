@@ -25,7 +25,7 @@ WARM: dict[str, Any] = {"max_tokens": 16, "temperature": 0.8, "seed": 11}
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with serving(tmp_path_factory.mktemp("serve") / "log", "--threads", "1") as served:
+    with serving(tmp_path_factory.mktemp("serve") / "log", "--threads", "1", "--drafter", "mtp,ngram") as served:
         yield served
 
 
@@ -50,8 +50,8 @@ def text_of(server: Served, **body: Any) -> str:
 def test_the_text_does_not_depend_on_the_speculation(server: Served, llm: LLM, changes: dict[str, Any]) -> None:
     """Over HTTP, whatever is asked, and it is the text of the Python API."""
     offline = llm.generate(PROMPT, SamplingParams(**(WARM | changes)))[0].outputs[0].text
-    asked: list[dict[str, Any]] = [{}, {"drafter": "none"}, {"num_speculative_tokens": "auto"}]
-    asked += [{"drafter": "mtp", "num_speculative_tokens": k} for k in (1, 3)]
+    asked: list[dict[str, Any]] = [{}, {"drafter": "none"}, {"num_speculative_tokens": "auto"}, {"drafter": "ngram"}]
+    asked += [{"drafter": drafter, "num_speculative_tokens": k} for drafter in ("mtp", "ngram") for k in (1, 3)]
     assert {text_of(server, **changes, speculation=each) for each in asked} == {offline}
 
 
@@ -63,9 +63,10 @@ def test_usage_tells_of_the_speculation(server: Served) -> None:
         return dict(found["speculation"])
 
     full, two, off = usage(), usage(num_speculative_tokens=2), usage(drafter="none")
-    assert (full["drafter"], full["num_speculative_tokens"]) == ("mtp", 4)
-    assert len(full["drafted_by_position"]) == 4 and len(two["drafted_by_position"]) == 2
+    assert (full["drafter"], full["num_speculative_tokens"]) == ("mtp", "auto")
+    assert (two["drafter"], two["num_speculative_tokens"]) == ("mtp", 2) and len(two["drafted_by_position"]) == 2
     for found in (full, two):
+        assert sum(found["width_histogram"]) == found["verifications"] and 0 < found["mean_width"] <= 8
         assert 0 < found["accepted"] <= found["drafted"] == sum(found["drafted_by_position"])
         assert found["accepted"] == sum(found["accepted_by_position"])
         assert found["acceptance_length"] > 1
@@ -242,7 +243,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     (CHAT, {"messages": MESSAGES, "top_logprobs": 2}, "logprobs"),
     (CHAT, {"messages": MESSAGES, "max_tokens": 2, "max_completion_tokens": 3}, "max_completion_tokens"),
     (CHAT, {"messages": MESSAGES, "tools": [{"type": "function"}]}, "tools"),
-    (CHAT, {"messages": MESSAGES, "response_format": {"type": "json_object"}}, "response_format"),
+    (CHAT, {"messages": MESSAGES, "response_format": {"type": "xml"}}, "response_format"),
     (CHAT, {"messages": MESSAGES, "chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
     (CHAT, {"messages": MESSAGES, "chat_template_kwargs": {"self": 1}}, "chat_template_kwargs"),
     (CHAT, {"messages": [{"role": "user"}]}, "content"),
@@ -270,12 +271,12 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     (COMPLETIONS, {"prompt": "a", "suffix": "b"}, "suffix"),
     (COMPLETIONS, {"prompt": "a", "echo": True, "logprobs": 21}, "logprobs"),
     (COMPLETIONS, {"prompt": "a", "best_of": 3}, "best_of"),
-    (COMPLETIONS, {"prompt": "a", "guided_regex": "a+"}, "guided_regex"),
+    (COMPLETIONS, {"prompt": "a", "guided_decoding_backend": "outlines"}, "guided_decoding_backend"),
     (COMPLETIONS, {"prompt": "a", "temprature": 1}, "temprature"),
     (COMPLETIONS, {"prompt": "a", "stream_options": {"what": 1}}, "what"),
-    (COMPLETIONS, {"prompt": "a", "speculation": {"drafter": "ngram"}}, "speculation"),
+    (COMPLETIONS, {"prompt": "a", "speculation": {"drafter": "eagle"}}, "mtp or ngram or none"),
     (COMPLETIONS, {"prompt": "a", "speculation": {"drafter": "none", "num_speculative_tokens": 2}}, "speculation"),
-    (COMPLETIONS, {"prompt": "a", "speculation": {"num_speculative_tokens": 5}}, "speculation"),
+    (COMPLETIONS, {"prompt": "a", "speculation": {"num_speculative_tokens": 99}}, "speculation"),
     ("/detokenize", {"tokens": [4096]}, "tokens"),
     ("/tokenize", {}, "prompt"),
 ]

@@ -74,7 +74,7 @@ def test_no_other_file_can_be_had(http: TestClient, name: str) -> None:
     assert http.get(f"/playground/{name}").status_code in (401, 404)
 
 
-@pytest.mark.parametrize("path", ["/v1/models", "/metrics", "/playground", "//"])
+@pytest.mark.parametrize("path", ["/v1/models", "/metrics", "/playground"])
 def test_the_key_still_guards_the_rest(http: TestClient, path: str) -> None:
     assert http.get(path).status_code == 401
 

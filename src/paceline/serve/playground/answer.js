@@ -32,7 +32,7 @@ export class AnswerView {
   }
 
   busy(on) {
-    this.text.setAttribute("aria-busy", String(on));
+    this.text.ariaBusy = on || null;
     this.element.classList.toggle("busy", on);
   }
 

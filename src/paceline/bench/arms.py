@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,8 +12,10 @@ from paceline.drafters import drafter_names
 from paceline.errors import UserError
 from paceline.llm import engine_config
 from paceline.loaded import Loaded
+from paceline.speculative_config import AUTO
 
 BASELINE = "none"
+_NAME = re.compile(r"(?:([a-z-]+):)?(auto|[0-9]{1,2})")
 
 
 def arm_options(name: str, drafter: str) -> dict[str, Any]:
@@ -22,17 +25,17 @@ def arm_options(name: str, drafter: str) -> dict[str, Any]:
     a name that means nothing."""
     if name == BASELINE:
         return {"drafter": BASELINE}
-    who, _, width = name.rpartition(":")
-    if not who and not width.isdecimal() and width != "auto":
-        who, width = width, ""
     known = [drafter for drafter in drafter_names() if drafter != BASELINE]
-    if (who and not set(who.split("+")) <= set(known)) or (width.isdecimal() and int(width) > MAX_SPECULATIVE_TOKENS):
+    if name in known:
+        return {"drafter": name}
+    found = _NAME.fullmatch(name)
+    who, width = found.groups() if found else (None, "")
+    if not found or who not in (None, *known) or (width != AUTO and int(width) > MAX_SPECULATIVE_TOKENS):
         raise UserError(
-            f"There is no arm {name!r}: arms are none, auto, a number of drafts up to {MAX_SPECULATIVE_TOKENS}, a "
+            f"There is no arm {name[:40]!r}: arms are none, auto, a number of drafts up to {MAX_SPECULATIVE_TOKENS}, a "
             f"drafter ({', '.join(known)}), or both as in {known[0]}:2."
         )
-    options: dict[str, Any] = {"drafter": who.replace("+", ",") or drafter}
-    return options | ({"num_speculative_tokens": int(width) if width.isdecimal() else width} if width else {})
+    return {"drafter": who or drafter, "num_speculative_tokens": AUTO if width == AUTO else int(width)}
 
 
 def speculation_field(name: str, drafter: str | None) -> dict[str, Any]:
@@ -62,6 +65,6 @@ def _config(shared: dict[str, Any], own: dict[str, Any]) -> EngineConfig:
     """What belongs to one drafter only is left out for another. How many drafts is the arm's to say; left out, it is
     the engine's own choice."""
     shared = {k: v for k, v in shared.items() if k != "num_speculative_tokens"}
-    if own["drafter"] != "mtp":
+    if "mtp" not in own["drafter"].split(","):
         shared = {k: v for k, v in shared.items() if k not in ("draft_model", "draft_quantization", "mtp_modules")}
     return engine_config(EngineConfig(), shared | own)

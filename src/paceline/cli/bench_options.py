@@ -79,7 +79,8 @@ BaselineServer = Annotated[
     ),
 ]
 ServedModel = Annotated[
-    str | None, typer.Option(help="What the server calls the model.", show_default="default", rich_help_panel=LOAD)
+    str | None,
+    typer.Option(help="What the server calls the model.", show_default="its first one", rich_help_panel=LOAD),
 ]
 ApiKey = Annotated[
     str | None,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property, lru_cache
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Protocol
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 KEPT = 64  # compiled grammars, the latest used
 MOST_FORCED = 16  # forced tokens in a draft: each is right, but takes a row of the pass
-NOTHING = "no text satisfies it"
+NOTHING = "no text satisfies it"  # which the library calls NoExtensionBias
 LONGEST_REASON = 200  # characters of what the library says of a bad grammar
 
 
@@ -48,6 +49,11 @@ class Grammars:
         """A grammar at its beginning. Raises `UserError` for one that cannot be used, with the library's reason."""
         return Grammar(self.compiled(asked).deep_copy())
 
+    def prepare(self) -> None:
+        """Does at once what the first grammar would wait for: a second or so, for a large vocabulary."""
+        with suppress(UserError):
+            _ = self._tokenizer
+
     @cached_property
     def _tokenizer(self) -> LLTokenizer:
         make: type[LLTokenizer] = library().LLTokenizer
@@ -63,7 +69,7 @@ class Grammars:
             raise _refused(asked, str(error)) from None
         trial = matcher.deep_copy()
         if trial.is_error() or not any(trial.compute_bitmask()) or trial.is_error():
-            raise _refused(asked, trial.get_error().replace("NoExtensionBias", "") or NOTHING)
+            raise _refused(asked, trial.get_error())
         return matcher
 
 
@@ -80,7 +86,7 @@ class Grammar:
 
     @property
     def error(self) -> str | None:
-        """Why the answer cannot go on: on the way, the grammar proved to take too long."""
+        """Why the answer cannot go on: on the way, the grammar proved to lead nowhere, or to take too long."""
         return _reason(self._matcher.get_error()) if self._matcher.is_error() else None
 
     def mask(self, path: Sequence[int]) -> bytes:
@@ -117,7 +123,8 @@ class Grammar:
         """One more committed token. Whether the answer is complete: nothing may follow."""
         self._go(())
         self._masks.clear()
-        return bool(self._matcher.consume_token(token) and self._matcher.is_stopped())
+        consumed = self._matcher.consume_token(token)
+        return bool(consumed and self._matcher.is_stopped() and not self._matcher.is_error())
 
     def _go(self, path: Sequence[int]) -> bool:
         """Walks to the end of the path, or as far as the grammar allows; whether it got there."""
@@ -171,4 +178,5 @@ def _reason(said: str) -> str:
     Example: "at 1(8): invalid regex\\n    (\\n    ^\\nerror: unclosed group" is "unclosed group"."""
     lines = [line.strip() for line in said.partition("<")[0].splitlines() if line.strip()]
     told = [line.removeprefix("error:").strip() for line in lines if line.startswith("error:")]
-    return (told or lines or [NOTHING])[0].rstrip(".")[:LONGEST_REASON]
+    found = (told or lines or ["NoExtensionBias"])[0].rstrip(".")[:LONGEST_REASON]
+    return found.replace("NoExtensionBias", NOTHING)

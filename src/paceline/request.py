@@ -76,6 +76,10 @@ class SamplingParams:
             ),
             (all(self.stop), "stop strings must not be empty"),
             (
+                self.structured_outputs is None or isinstance(self.structured_outputs, StructuredOutputsParams),
+                "structured_outputs takes StructuredOutputsParams(...)",
+            ),
+            (
                 not (self.ignore_eos and self.structured_outputs),
                 "ignore_eos and structured_outputs exclude each other: leave one out",
             ),

@@ -257,9 +257,14 @@ def test_what_cannot_be_used_is_refused_with_the_reason(asked: dict[str, Any], n
     assert named in sentence and sentence.endswith(".") and "\n" not in sentence and len(sentence) < 400
 
 
-def test_a_grammar_that_becomes_too_complex_ends_its_request_alone(llm: LLM) -> None:
-    asked = StructuredOutputsParams(grammar='start: a{100000}\na: b{1000}\nb: "x"')
-    bad, good = SamplingParams(structured_outputs=asked), SamplingParams(max_tokens=8)
+@pytest.mark.parametrize(
+    "grammar",
+    ['start: a{100000}\na: b{1000}\nb: "x"', 'start: "one" x\nx: x "two"', 'start: a\na: "one" b\nb: "two" a'],
+)
+def test_a_grammar_that_leads_nowhere_ends_its_request_alone(llm: LLM, grammar: str) -> None:
+    """Too complex, or endless: nothing tells before some tokens are written."""
+    bad = SamplingParams(structured_outputs=StructuredOutputsParams(grammar=grammar))
+    good = SamplingParams(max_tokens=8)
     results = llm.generate(["one", "one"], [bad, good])
     assert results[0].outputs[0].finish_reason == "error" and results[1].outputs[0].finish_reason == "length"
     assert llm.generate("one", good)[0].outputs[0].token_ids == results[1].outputs[0].token_ids
@@ -274,6 +279,55 @@ def test_compiled_grammars_are_kept_and_bounded() -> None:
     assert mine.compiled.cache_info().currsize == KEPT
 
 
-def test_eos_and_ignore_eos() -> None:
+def test_the_parameter_is_checked() -> None:
     with pytest.raises(UserError, match="exclude each other"):
         SamplingParams(ignore_eos=True, structured_outputs=StructuredOutputsParams(regex="a"))
+    with pytest.raises(UserError, match="StructuredOutputsParams"):
+        SamplingParams(structured_outputs={"regex": "a"})  # type: ignore[arg-type]
+
+
+def test_the_drafter_is_masked_too(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It never drafts what the grammar refuses."""
+    asked = StructuredOutputsParams(json=SCHEMA)
+    engine = llm.with_options(drafter="mtp", num_speculative_tokens=3).engine
+    (request,) = engine.add_request("r", [5, 6], SamplingParams(structured_outputs=asked, temperature=0.9, seed=1))
+    drafted, propose = 0, engine.drafter.propose
+
+    def watched(requests: list[Request], *more: Any) -> Proposal:
+        nonlocal drafted
+        proposal = propose(requests, *more)
+        for tokens, count in zip(proposal.tokens.tolist(), proposal.counts, strict=True):
+            assert request.grammar is not None and request.grammar.allowed(tokens[1:count]) == count - 1
+            drafted += count - 1
+        return proposal
+
+    monkeypatch.setattr(engine.drafter, "propose", watched)
+    while engine.has_unfinished:
+        engine.step()
+    assert drafted > 10 and request.finish_reason == "stop"
+
+
+def test_a_mask_is_computed_once_a_place() -> None:
+    grammar = start(choice=["one two three", "one six"])
+    computed = 0
+
+    class Counting:
+        """The matcher, with its masks counted."""
+
+        def __init__(self, matcher: Any) -> None:
+            self.matcher = matcher
+
+        def __getattr__(self, name: str) -> Any:
+            nonlocal computed
+            computed += name == "compute_bitmask"
+            return getattr(self.matcher, name)
+
+    grammar._matcher = Counting(grammar._matcher)  # type: ignore[assignment]
+    path = walk(start(choice=["one two three", "one six"]), [0, 0])
+    for _ in range(3):
+        for end in range(len(path) + 1):
+            grammar.mask(path[:end])
+    assert computed == len(path) + 1
+    grammar.commit(path[0])
+    grammar.mask([])
+    assert computed == len(path) + 2

@@ -17,6 +17,7 @@ class Compiling:
     """False while there is nothing to wait for."""
 
     def __init__(self, grammars: Grammars) -> None:
+        grammars.prepare()
         self._grammars = grammars
         self._pool = ThreadPoolExecutor(THREADS, "grammar")
         self._waiting: dict[str, tuple[Add, Future[Any]]] = {}

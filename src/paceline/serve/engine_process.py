@@ -71,12 +71,11 @@ class Worker:
                 message.params,
                 decoder=decoder,
                 num_speculative_tokens=message.num_speculative_tokens,
+                drafter=message.drafter,
             )
         except UserError as error:
             self.channel.send(Refused(job=message.job, sentence=str(error)))
             return
-        for request in requests:
-            request.drafter = message.drafter
         self._answers |= {request.id: (message.job, index) for index, request in enumerate(requests)}
 
     def _queue_compiled(self) -> None:
@@ -109,7 +108,7 @@ class Worker:
         """All answers of a job, when one cannot go on in its grammar."""
         if request.finish_reason == "error" and request.grammar is not None and request.id in self._answers:
             job, _ = self._answers[request.id]
-            sentence = f"The grammar is too complex to be followed ({request.grammar.error}); give a simpler one."
+            sentence = f"The answer cannot go on in its grammar ({request.grammar.error}); change the grammar."
             self.channel.send(Refused(job=job, sentence=sentence))
             self._abort(job)
 

@@ -1,11 +1,11 @@
 """Many streaming clients at once against `paceline serve`, some of which leave: is every answer its own, and whole?
 
-    paceline serve --port 8000 --max-num-seqs 16 --max-queue 200 &
-    python benchmarks/serve_load.py --clients 80 --seconds 300
+    python benchmarks/serve_load.py --clients 80 --seconds 300 --json load.json
 
-Each client sends one request after another, of mixed lengths and with a seed; one in ten leaves in the middle. Every
-full answer is compared with the text that the Python API gives for it. Prints one JSON object; exit 1 if a token is
-lost, doubled or another's, if a block is leaked, or if memory grew.
+Starts the server, unless `--url` names one. Each client sends one request after another, of mixed lengths and with a
+seed; one in ten leaves in the middle. Every full answer is compared with the text that the Python API gives for it.
+Prints one JSON object, the memory of both processes in it; exit 1 if a token is lost, doubled or another's, if a block
+is leaked, or if the memory of the last fifth of the time is more than 2 % above that of the second fifth.
 """
 
 from __future__ import annotations
@@ -14,8 +14,12 @@ import argparse
 import asyncio
 import json
 import random
+import re
+import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +37,7 @@ class Tally:
     left: int = 0
     refused: int = 0
     broken: list[str] = field(default_factory=list)
-    memory: list[tuple[float, int]] = field(default_factory=list)
+    memory: list[dict[str, int]] = field(default_factory=list)
 
 
 def request(rng: random.Random) -> dict[str, Any]:
@@ -82,18 +86,20 @@ async def client(http: httpx2.AsyncClient, seed: int, end: float, tally: Tally) 
             tally.broken.append(repr(error)[:200])
 
 
-async def watch(pids: list[int], end: float, tally: Tally) -> None:
+async def watch(pids: dict[str, int], end: float, tally: Tally) -> None:
     """Resident bytes of the server's processes, once a second."""
-    while time.monotonic() < end:
-        pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids)
-        tally.memory.append((time.monotonic(), pages * 4096))
+    while pids and time.monotonic() < end:
+        pages = {name: int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for name, pid in pids.items()}
+        tally.memory.append({name: count * 4096 for name, count in pages.items()})
         await asyncio.sleep(1)
 
 
-async def gauges(http: httpx2.AsyncClient) -> dict[str, float]:
-    """What must be zero when nobody is there."""
-    names = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
-    for _ in range(100):
+IDLE = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
+
+
+async def gauges(http: httpx2.AsyncClient, names: tuple[str, ...] = IDLE) -> dict[str, float]:
+    """Of the server's numbers those; `IDLE` are zero when nobody is there, which may take a moment."""
+    for _ in range(100 if names is IDLE else 1):
         lines = (await http.get("/metrics")).text.splitlines()
         found = {
             name: float(line.split()[-1]) for name in names for line in lines if line.startswith(f"paceline:{name}{{")
@@ -113,23 +119,40 @@ def differing(answers: list[tuple[dict[str, Any], str]], model: str | None) -> i
     return sum(result.outputs[0].text != text for result, (_, text) in zip(offline, answers, strict=True))
 
 
-def growth(memory: list[tuple[float, int]]) -> float:
-    """Resident bytes of the last fifth over those of the second fifth, minus 1."""
-    part = len(memory) // 5
-    second, last = memory[part : 2 * part], memory[-part:]
-    return sum(size for _, size in last) / max(1, sum(size for _, size in second)) - 1 if part else 0.0
+def fifths(memory: list[dict[str, int]]) -> list[float]:
+    """Mean resident MiB of both processes together, in each fifth of the time."""
+    part, total = len(memory) // 5, [sum(each.values()) for each in memory]
+    return [round(sum(total[i * part : (i + 1) * part]) / part / 2**20, 1) for i in range(5)] if part else []
 
 
-async def load(args: argparse.Namespace) -> dict[str, Any]:
+@contextmanager
+def server(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, int]]]:
+    """Its URL, and the processes whose memory is watched; none for a server that was there before."""
+    if args.url:
+        yield args.url, {}
+        return
+    start = "from paceline.cli.main import main; main()"
+    words = ["serve", "--port", "0", "--no-request-log", *(["--model", args.model] if args.model else []), *args.flags]
+    with subprocess.Popen([sys.executable, "-c", start, *words], stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            (url,) = re.findall(r"(http://\S+)/v1", process.stderr.readline())
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            yield url, {"web": process.pid, "engine": int(children[0])}
+        finally:
+            process.terminate()
+
+
+async def load(args: argparse.Namespace, url: str, pids: dict[str, int]) -> tuple[dict[str, Any], Tally]:
     tally, begun = Tally(), time.monotonic()
     end = begun + args.seconds
     limits = httpx2.Limits(max_connections=None)
-    async with httpx2.AsyncClient(base_url=args.url, timeout=120, limits=limits) as http:
+    async with httpx2.AsyncClient(base_url=url, timeout=120, limits=limits) as http:
         clients = [client(http, args.seed + number, end, tally) for number in range(args.clients)]
-        await asyncio.gather(*clients, watch(args.pid or [], end, tally))
+        await asyncio.gather(*clients, watch(pids, end, tally))
         left_over = await gauges(http)
+        counted = await gauges(http, ("num_preemptions_total", "prefix_cache_hits_total", "engine_restarts_total"))
     tokens = sum(body["max_tokens"] for body, _ in tally.answers)
-    checked = tally.answers[: args.check] if args.check else tally.answers
     return {
         "clients": args.clients,
         "seconds": round(time.monotonic() - begun, 1),
@@ -138,23 +161,36 @@ async def load(args: argparse.Namespace) -> dict[str, Any]:
         "left": tally.left,
         "refused": tally.refused,
         "broken": tally.broken[:10],
-        "compared": len(checked),
-        "different": differing(checked, args.model),
         "left_over": left_over,
-        "memory_growth": round(growth(tally.memory), 4),
-    }
+        "counted": counted,
+        "memory_mib": fifths(tally.memory),
+        "memory_mib_at_the_end": {name: round(size / 2**20, 1) for name, size in (tally.memory or [{}])[-1].items()},
+    }, tally
+
+
+def grown(mib: list[float]) -> float:
+    """The last fifth over the second one, minus 1."""
+    return round(mib[4] / mib[1] - 1, 4) if mib else 0.0
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--url", default="http://127.0.0.1:8000")
-    parser.add_argument("--model", help="as the server's, for the comparison")
+    parser.add_argument("--url", help="a server that is there; its memory is not watched")
+    parser.add_argument("--model", help="the server's, also for the comparison")
     parser.add_argument("--clients", type=int, default=80)
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--check", type=int, help="compare only so many answers")
-    parser.add_argument("--pid", type=int, action="append", help="processes whose memory is watched; repeatable")
-    report = asyncio.run(load(parser.parse_args()))
+    parser.add_argument("--json", type=Path, help="where the record goes as well")
+    parser.add_argument("flags", nargs="*", help="after --: further flags of paceline serve")
+    args = parser.parse_args()
+    with server(args) as (url, pids):
+        report, tally = asyncio.run(load(args, url, pids))
+    checked = tally.answers[: args.check] if args.check else tally.answers
+    report |= {"compared": len(checked), "different": differing(checked, args.model)}
+    report["memory_growth"] = grown(report["memory_mib"])
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(report))
     good = not report["broken"] and not report["different"] and not any(report["left_over"].values())
     sys.exit(0 if good and report["memory_growth"] <= 0.02 else 1)

@@ -6,6 +6,7 @@ All of it runs in one event loop. The pipe from the engine is read whatever the 
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import count
@@ -35,6 +36,9 @@ from paceline.serve.messages import (
 )
 
 COMMAND = (sys.executable, "-P", "-m", "paceline.serve.engine_process")
+# oneDNN and its wrapper in torch keep a compiled product for each number of rows, by default 1024 of them: with batches
+# of all sizes that is memory which grows for minutes. Fewer than these are made again and again.
+BOUNDED = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256", "LRU_CACHE_CAPACITY": "256"}
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 30.0  # seconds before an engine that died is started again
 CRASHED = "The engine stopped in the middle of this request and is being started again; send it again."
 DOWN = "The engine is being started again; come back in a moment."
@@ -143,7 +147,9 @@ class EngineClient:
 
     async def _launch(self) -> None:
         pipe = asyncio.subprocess.PIPE
-        self._process = await asyncio.create_subprocess_exec(*self._command, stdin=pipe, stdout=pipe, limit=MAX_LINE)
+        self._process = await asyncio.create_subprocess_exec(
+            *self._command, stdin=pipe, stdout=pipe, limit=MAX_LINE, env=BOUNDED | os.environ
+        )
         self._send(Start(options=self._options, cores=self._cores))
         try:
             line = await self._line()

@@ -69,6 +69,8 @@ class Metrics:
             )
         }
         self._counters = {name: self._counter(name, text, *labels) for name, text, labels in _COUNTERS}
+        for name in (name for name, _, labels in _COUNTERS if not labels):
+            self._count(name, 0)  # so that it is there before anything happens
         self._ttft = self._histogram("time_to_first_token_seconds", "From arrival to the first token.", TTFT)
         self._itl = self._histogram("inter_token_latency_seconds", "Between steps that brought tokens.", ITL)
         self._e2e = self._histogram("e2e_request_latency_seconds", "From arrival to the end of the answer.", E2E)
@@ -111,6 +113,8 @@ class Metrics:
         self._count("spec_decode_num_drafts", stats.verifications, drafter)
         self._count("spec_decode_num_draft_tokens", stats.drafted, drafter)
         self._count("spec_decode_num_accepted_tokens", stats.accepted, drafter)
+        for width, count in enumerate(stats.widths):
+            self._count("spec_decode_num_drafts_per_width", count, drafter, str(width))
         for name, counts in (("draft", stats.offered), ("accepted", stats.taken)):
             for position, count in enumerate(counts):
                 self._count(f"spec_decode_num_{name}_tokens_per_pos", count, drafter, str(position))
@@ -165,6 +169,7 @@ _COUNTERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("prefix_cache_hits", "Tokens of prompts that the prefix cache held.", ()),
     ("num_preemptions", "Answers that gave their blocks to others for a while.", ()),
     ("spec_decode_num_drafts", "Verifications of answers that were speculated.", ("drafter",)),
+    ("spec_decode_num_drafts_per_width", "Verifications, by the drafts in them.", ("drafter", "width")),
     ("spec_decode_num_draft_tokens", "Tokens drafted.", ("drafter",)),
     ("spec_decode_num_accepted_tokens", "Drafted tokens that were accepted.", ("drafter",)),
     ("spec_decode_num_draft_tokens_per_pos", "Tokens drafted, by position.", ("drafter", "position")),

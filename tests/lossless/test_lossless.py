@@ -16,12 +16,16 @@ from paceline.drafters import drafter_names
 from paceline.kernels import native
 from paceline.llm import LLM
 from paceline.request import SamplingParams
+from paceline.structured import StructuredOutputsParams
 
 PROMPTS = [
     "one two three four",
     "the quick brown fox jumps over",
     "how many words are in this list: one two one two one",
 ]
+
+
+LIST = StructuredOutputsParams(regex="a list of words: [a-z]{2,9}(, [a-z]{2,9}){2,5}")
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +60,7 @@ def test_every_parameter_is_exact_while_speculating(llm: LLM) -> None:
         SamplingParams(max_tokens=30, repetition_penalty=1.3, logit_bias={5: 4.0, 9: -3.0}),
         SamplingParams(max_tokens=30, temperature=1.0, seed=2, top_k=20, top_p=0.9, min_p=0.02, min_tokens=25),
         SamplingParams(max_tokens=30, temperature=1.2, seed=3, ignore_eos=True, logprobs=1, n=2),
+        SamplingParams(max_tokens=30, temperature=0.9, seed=4, top_p=0.9, structured_outputs=LIST),
     ]
     plain = llm.with_options(drafter="none", max_num_seqs=1)
     for drafter in set(drafter_names()) - {"none"}:

@@ -83,6 +83,20 @@ def test_raw_and_chat_are_different_prompts(paceline: Run, tiny_model: Path) -> 
     assert counts[0] == counts[1] > counts[2]
 
 
+def test_answers_have_the_form_that_was_asked_for(paceline: Run, tiny_model: Path, tmp_path: Path) -> None:
+    schema, grammar = tmp_path / "schema.json", tmp_path / "grammar.gbnf"
+    schema.write_text('{"enum": [{"a": 1}]}')
+    grammar.write_text('root ::= "one" (" two")*')
+    words = ("generate", "hi", "--model", tiny_model)
+    for file_or_text in (schema, schema.read_text()):
+        assert json.loads(paceline(*words, "--json-schema", file_or_text).out) == {"a": 1}
+    assert paceline(*words, "--choice", "one", "--choice", "six words").out in ("one\n", "six words\n")
+    assert set(paceline(*words, "--regex", "[ab]{7}").out) <= set("ab\n")
+    for file_or_text in (grammar, grammar.read_text()):
+        found = paceline(*words, "--grammar", file_or_text, "--max-tokens", "9").out
+        assert found.startswith("one") and not found.removeprefix("one").strip().replace("two", "").strip()
+
+
 MISTAKES = [
     (["hi", "--prompts-file", "x.txt"], "exclude each other"),
     (["hi", "--chat", "--raw"], "exclude each other"),
@@ -110,6 +124,12 @@ MISTAKES = [
     ([], "nothing to do"),
     ([""], "empty"),
     (["--prompts-file", "absent.txt"], "absent.txt"),
+    (["hi", "--regex", "a", "--choice", "b"], "exclude each other"),
+    (["hi", "--regex", "("], "unclosed group"),
+    (["hi", "--json-schema", "absent.json"], "absent.json"),
+    (["hi", "--json-schema", "{"], "JSON schema"),
+    (["hi", "--grammar", "/dev/null"], "grammar"),
+    (["hi", "--regex", "a+", "--ignore-eos"], "ignore_eos"),
 ]
 
 

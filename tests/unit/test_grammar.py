@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -277,6 +278,14 @@ def test_compiled_grammars_are_kept_and_bounded() -> None:
     for number in range(KEPT + 5):
         mine.start(StructuredOutputsParams(regex=f"b{{{number + 1}}}"))
     assert mine.compiled.cache_info().currsize == KEPT
+
+
+def test_without_the_library_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    mine = Grammars(tokenizer(), VOCAB, [EOS])
+    mine.prepare()
+    with pytest.raises(UserError, match="pip install llguidance"):
+        mine.start(StructuredOutputsParams(regex="a"))
 
 
 def test_the_parameter_is_checked() -> None:

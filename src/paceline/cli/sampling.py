@@ -59,7 +59,7 @@ def structured_outputs(given: dict[str, Any]) -> StructuredOutputsParams | None:
     """The form that the flags ask for; raises `UserError` for two of them."""
     flags = {"json": "--json-schema", "regex": "--regex", "choice": "--choice", "grammar": "--grammar"}
     asked: dict[str, Any] = {name: given.get(flag[2:].replace("-", "_")) for name, flag in flags.items()}
-    asked = {name: value for name, value in asked.items() if value}
+    asked = {name: value for name, value in asked.items() if value is not None and value != []}
     if len(asked) > 1:
         raise UserError(f"{' and '.join(flags[name] for name in asked)} exclude each other; give one of them.")
     for name in asked.keys() & {"json", "grammar"}:

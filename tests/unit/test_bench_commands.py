@@ -158,6 +158,19 @@ def test_answers_are_what_spec_benchs_scripts_read(bench: Run, tmp_path: Path) -
     assert said["none"] == said["3"]
 
 
+@pytest.mark.filterwarnings("default:left out")
+def test_questions_beyond_the_context_are_left_out_by_name(bench: Run, tmp_path: Path) -> None:
+    file, out_file = tmp_path / "question.jsonl", tmp_path / "answers.jsonl"
+    long = {"question_id": 99, "category": "rag", "turns": ["word " * 300]}
+    words = (file, "--out", out_file, "--arms", "none", "--max-tokens", "2")
+    file.write_text("\n".join(map(json.dumps, [long, *QUESTIONS])))
+    code, _, err = bench("spec-bench", *words)
+    assert code == 0 and "left out" in err and "99" in err and err.count("\n") == 1
+    assert len((tmp_path / "answers-none.jsonl").read_text().splitlines()) == 2
+    file.write_text(json.dumps(long))
+    assert bench("spec-bench", *words)[0] == 2
+
+
 def test_the_answers_of_a_table(bench: Run, tmp_path: Path) -> None:
     words = (
         *SMALL,

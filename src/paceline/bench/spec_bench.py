@@ -15,12 +15,13 @@ from hashlib import blake2b
 from pathlib import Path
 from statistics import mean
 from typing import Any
+from warnings import warn
 
 from paceline.bench.datasets import Prompt
 from paceline.bench.record import write_whole
 from paceline.bench.runs import Answer, Arm, Closed, Job
 from paceline.bench.workload import encode
-from paceline.errors import UserError
+from paceline.errors import PacelineWarning, UserError
 from paceline.request import SamplingParams
 from paceline.tokenizer import Tokenizer
 
@@ -38,9 +39,20 @@ class Talk:
         return [answer.content for answer in self.answers]
 
 
+def fitting(prompts: Sequence[Prompt], tokenizer: Tokenizer, context: int) -> list[Prompt]:
+    """The questions that leave room for an answer; a warning names the others. Raises `UserError` when none does."""
+    long = [prompt for prompt in prompts if len(encode(prompt, tokenizer)) >= context]
+    if len(long) == len(prompts):
+        raise UserError(f"All questions are longer than the context of {context} tokens; give shorter ones.")
+    if long:
+        names = ", ".join(prompt.name for prompt in long)
+        warn(f"left out, since longer than the context of {context} tokens: {names}.", PacelineWarning, stacklevel=2)
+    return [prompt for prompt in prompts if prompt not in long]
+
+
 def converse(arm: Arm, prompt: Prompt, params: SamplingParams, tokenizer: Tokenizer, context: int) -> Talk:
-    """Asks turn after turn, each with all that was said before. A turn may fill what is left of the context; those for
-    which nothing is left are not asked. Raises `UserError` when not even the first turn fits."""
+    """Asks turn after turn, each with all that was said before. A turn may fill what is left of the context; later ones
+    for which nothing is left are not asked. The first one must fit."""
     content, answers = prompt.content, list[Answer]()
     for turn in [None, *prompt.turns]:
         if turn is not None:
@@ -49,11 +61,7 @@ def converse(arm: Arm, prompt: Prompt, params: SamplingParams, tokenizer: Tokeni
             content = [*content, said, {"role": "user", "content": turn}]
         ids = encode(replace(prompt, content=content), tokenizer)
         room = context - len(ids)
-        if room < 1 and not answers:
-            raise UserError(
-                f"Question {prompt.name} has {len(ids)} tokens, but the context holds {context}; shorten it."
-            )
-        if room < 1:
+        if answers and room < 1:
             break
         job = Job(ids, replace(params, max_tokens=min(room, params.max_tokens)), prompt.name, prompt.source)
         answers += arm.run([job], Closed(1), lambda tokens: None)

@@ -46,11 +46,12 @@ def bench_spec_bench(
     setup.check_places(given | {"output": out, "json_lines": False, "markdown": False})
     names = setup.arm_names(given)
     from paceline.bench.datasets import MAX_PROMPTS, read_dataset
-    from paceline.bench.spec_bench import converse, write_talks
+    from paceline.bench.spec_bench import converse, fitting, write_talks
 
-    prompts = read_dataset(str(questions), num_questions or MAX_PROMPTS)
+    asked = read_dataset(str(questions), num_questions or MAX_PROMPTS)
     subject = setup.subject(given)
     context = subject.context
+    prompts = fitting(asked, subject.tokenizer, context)
     sides = setup.make_arms(given | {"server": None, "baseline_server": None}, names, subject, 1, context)
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
     for arm in sides:  # not counted: caches and allocators warm up

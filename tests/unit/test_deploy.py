@@ -8,31 +8,11 @@ import re
 from configparser import ConfigParser
 from pathlib import Path
 
+from metric_pages import busy_page
 from prometheus_client.parser import text_string_to_metric_families
 
-from paceline.outputs import Timing
-from paceline.request import SamplingParams, SpeculationStats
-from paceline.serve.job import Drafts, Job
-from paceline.serve.messages import Finished, Piece, Stats
-from paceline.serve.metrics import Metrics
-
 DEPLOY = Path(__file__).parents[2] / "deploy"
-TIMING = Timing(1.0, 1.0, 1.0)
-HOST = ("schedule", "assemble", "verify", "commit")
-
-
-def busy_page() -> str:
-    """The metrics of a server that has answered one speculated request."""
-    metrics, spoken = Metrics("m"), SpeculationStats()
-    spoken.record(3, 2, 3)
-    job = Job("a", [1, 2], SamplingParams(), Drafts("mtp", None))
-    end = Finished(reason="stop", seed=0, prefix_hit_tokens=1, speculation=spoken, timing=TIMING)
-    metrics.arrived(job)
-    metrics.piece(job, Piece(job="a", index=0, tokens=[5], origins=[0]))
-    metrics.piece(job, Piece(job="a", index=0, tokens=[6], origins=[0], finished=end))
-    seconds = dict.fromkeys(("draft", "target", *HOST), 0.5)
-    stats = Stats(running=1, waiting=0, blocks_used=1, blocks=4, steps=3, preemptions=0, seconds=seconds)
-    return metrics.text(stats, True).decode()
+DEPLOY = Path(__file__).parents[2] / "deploy"
 
 
 def exported() -> dict[str, set[str]]:

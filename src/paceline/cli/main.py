@@ -18,6 +18,7 @@ from paceline.cli.inspect import inspect
 from paceline.cli.plot_training import plot_training
 from paceline.cli.quantize import quantize
 from paceline.cli.serve import serve
+from paceline.cli.top import top
 from paceline.cli.train import train
 from paceline.cli.verify_lossless import verify_lossless
 from paceline.cli.xllm_compat import xllm_compat
@@ -31,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate, demo, serve, verify_lossless, train, plot_training, inspect, export_mtp, quantize):
+for command in (generate, demo, serve, top, verify_lossless, train, plot_training, inspect, export_mtp, quantize):
     app.command()(command)
 app.add_typer(bench_group)
 # Its flags are another system's: none is ours to read, not even --help.

@@ -1,14 +1,14 @@
 """What steps cost on this machine: the engine itself runs random tokens at a staircase of batch sizes and widths.
 
 Nothing is modelled: what is timed is the step that will serve, with its scheduling, its drafter and its verification.
+Other processes only ever add time, so the quickest of some steps counts, and no more work is taken to be quicker.
 Random tokens spread over the experts of a mixture as varied requests do, so that more rows touch more experts here too.
 """
 
 from __future__ import annotations
 
 import random
-from itertools import count
-from statistics import median
+from itertools import accumulate, count, pairwise
 from time import perf_counter
 from typing import Any
 
@@ -16,13 +16,13 @@ from paceline.drafters.base import Deeper, Drafter, Seen
 from paceline.engine.engine import Engine
 from paceline.engine.stats import EngineStats
 from paceline.request import Request, SamplingParams
-from paceline.spec.cost import CostTable
+from paceline.spec.cost import CostTable, curve
 from paceline.spec.proposal import Proposal
 from paceline.spec.width import StepFacts
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 320, 512, 768, 1024)
-STEPS, PROMPT, LONG = 4, 12, 512  # timed steps a point; tokens of a short prompt and of a long one
+STEPS, ROUNDS, PROMPT, LONG = 3, 3, 12, 512  # timed steps a point in each round; tokens of prompts
 SECONDS = 6.0  # after so long the larger batches stay as they are estimated
 
 
@@ -106,24 +106,33 @@ class Measuring:
         for _ in range(STEPS):  # the first steps load code and memory
             self._point(1, self.script.most)
         self._drafting = {depth: {} for depth in self._drafting}
-        curves: dict[int, list[tuple[int, float]]] = {}
-        for batch in self._batches():
-            if curves and perf_counter() > until:
-                break
-            curve = [(extra, self._point(batch, extra)) for extra in self._extras(batch)]
-            if curve[0][1]:
-                curves[batch] = [(extra, spent) for extra, spent in curve if spent]
+        points = self._rounds(until)
+        curves = {batch: rising(sorted(found.items())) for batch, found in sorted(points.items()) if 0 in found}
         middle = min(4, max(curves))
-        per_context, per_row = self._context(middle, dict(curves[middle])) if middle in curves else (0.0, 0.0)
+        per_context = self._context(middle, curves[middle][0][1]) if middle in curves else 0.0
         batches = sorted(curves)
+        for fewer, more in list(pairwise(batches))[::-1]:
+            curves[fewer] = below(curves[fewer], curves[more])
         return CostTable(
             batches,
             [[extra for extra, _ in curves[batch]] for batch in batches],
             [[spent for _, spent in curves[batch]] for batch in batches],
             per_context,
-            per_row,
             [self._points(depth) for depth in self._drafting],
         )
+
+    def _rounds(self, until: float) -> dict[int, dict[int, float]]:
+        """Batch -> further rows -> the least seconds of all rounds. A slow moment of the machine spoils one round."""
+        found: dict[int, dict[int, float]] = {}
+        for number in range(ROUNDS):
+            for batch in self._batches():
+                if perf_counter() > until and (number or found):
+                    return found
+                for extra in self._extras(batch):
+                    if spent := self._point(batch, extra):
+                        best = found.setdefault(batch, {})
+                        best[extra] = min(spent, best.get(extra, spent))
+        return found
 
     def _batches(self) -> list[int]:
         """The smallest, the largest, then those between."""
@@ -135,7 +144,7 @@ class Measuring:
         return sorted({0, most, *(rows - batch for rows in ROWS if 0 < rows - batch < most)})
 
     def _point(self, batch: int, extra: int) -> float:
-        """Median seconds of a step without drafting; 0 where the engine has no room for so much."""
+        """Seconds of a step without drafting; 0 where the engine has no room for so much."""
         self.script.extra, times = extra, []
         for _ in range(STEPS + 1):
             facts = self._step(batch)
@@ -143,7 +152,7 @@ class Measuring:
                 return 0.0
             times.append(facts.seconds)
             self._note_drafting(facts)
-        return median(times[1:])
+        return min(times[1:])
 
     def _step(self, batch: int) -> StepFacts | None:
         """One step of just so many decoding requests."""
@@ -160,22 +169,18 @@ class Measuring:
 
     def _points(self, depth: int) -> list[tuple[int, float]]:
         """A depth without a pass of its own costs next to nothing: all was drafted at once."""
-        points = sorted((n, max(1e-7, median(times))) for n, times in self._drafting[depth].items())
-        return points or [(1, 1e-7)]
+        points = sorted((n, max(1e-7, min(times))) for n, times in self._drafting[depth].items())
+        return rising(points) or [(1, 1e-7)]
 
-    def _context(self, batch: int, short: dict[int, float]) -> tuple[float, float]:
-        """Seconds for each token of context: of each request, and of each further row."""
-        scheduler, most = self.engine.scheduler, max(short)
+    def _context(self, batch: int, short: float) -> float:
+        """Seconds for each token of context of each request; `short`: those of a step at next to none."""
+        scheduler = self.engine.scheduler
         room = min(scheduler.max_model_len, scheduler.allocator.num_blocks * scheduler.allocator.block_size // batch)
-        length = min(LONG, room - (STEPS + 1) * 2 * (self.script.most + 1) - 1)
+        length = min(LONG, room - 2 * (STEPS + 1) - 1)
         self._clear()
-        if length < 4 * PROMPT or not self._fill(batch, length):
-            return 0.0, 0.0
-        plain, wide = self._point(batch, 0), self._point(batch, most)
+        long = self._point(batch, 0) if length >= 4 * PROMPT and self._fill(batch, length) else short
         self._clear()
-        first = max(0.0, plain - short[0]) / (batch * length)
-        further = max(0.0, (wide - plain) - (short[most] - short[0])) / (most * length) if most else 0.0
-        return first, further
+        return max(0.0, long - short) / (batch * max(length, 1))
 
     def _fill(self, batch: int, length: int) -> bool:
         """Brings the engine to just so many decoding requests; False when it cannot hold them."""
@@ -202,3 +207,15 @@ class Measuring:
         scheduler = self.engine.scheduler
         for request in [*scheduler.running, *scheduler.waiting]:
             self.engine.abort(request.id)
+
+
+def rising(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Each value cut to the least of those behind it. Example: 1, 5, 3, 4 become 1, 3, 3, 4."""
+    least = list(accumulate((seconds for _, seconds in reversed(points)), min))[::-1]
+    return [(n, seconds) for (n, _), seconds in zip(points, least, strict=True)]
+
+
+def below(points: list[tuple[int, float]], larger: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Each value cut to that of a larger batch with as many further rows, as far as that was measured."""
+    limit = curve([extra for extra, _ in larger], [seconds for _, seconds in larger], 0, larger[-1][0])
+    return [(n, min(seconds, limit[n]) if n < len(limit) else seconds) for n, seconds in points]

@@ -8,8 +8,8 @@ is made three times in a step, each time with what is known by then: before draf
 confidence of the drafts is known; and before verification, when drafting is paid for and only rows cost. The first
 choice fixes the rate that further drafts have to be worth.
 
-Where nothing is worth drafting, one request drafts now and then: half a hundredth of the time goes into finding out whether
-that is still so.
+Where nothing is worth drafting, one request drafts now and then: half a hundredth of the time goes into finding out
+whether that is still so.
 """
 
 from __future__ import annotations

@@ -14,9 +14,9 @@ from paceline.request import Request
 
 @dataclass(frozen=True)
 class StepFacts:
-    """What a step did, for a policy to learn from. Decoding request r had `verified[r]` drafts verified. agreed[r]: how many
-    drafts in a row were the target's own choice, counting the first one that was made but not verified: the target's
-    own token in its place tells.
+    """What a step did, for a policy to learn from. Decoding request r had `verified[r]` drafts verified. agreed[r]: how
+    many drafts in a row were the target's own choice, counting the first one that was made but not verified: the
+    target's own token in its place tells.
 
     rows, context: those of the whole pass, the context summed over its requests; seconds: of all but the drafting;
     drafting: seconds of each depth's pass, the first with what it absorbed."""

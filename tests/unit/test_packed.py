@@ -14,9 +14,9 @@ from paceline.batch import Row, make_batch
 from paceline.cache.attend import PagedAttend
 from paceline.cache.pool import Pool
 from paceline.config import ModelConfig
-from paceline.kernels import gated, rowwise
+from paceline.kernels import gated, pack_weight, rowwise
 from paceline.kernels.cpu import GRAIN
-from paceline.layers.basic import Linear, pack_weight
+from paceline.layers.basic import Linear
 from paceline.models import build_model
 from paceline.models.decoder import DecoderModel
 

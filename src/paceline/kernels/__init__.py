@@ -20,6 +20,7 @@ from paceline.kernels.cpu import (
     router_scores,
     rowwise,
 )
+from paceline.kernels.linear import pack_weight, packed_linear
 from paceline.kernels.reference import Sight, rotate
 
 AttendRows = Callable[[Tensor, list[Tensor], list[Tensor], Sight, float], Tensor]
@@ -32,6 +33,8 @@ __all__ = [
     "gated",
     "latent",
     "native",
+    "pack_weight",
+    "packed_linear",
     "quantised_linear",
     "rms_norm",
     "rotate",

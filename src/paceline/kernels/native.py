@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("native.c", "latent.c", "int8.c"))
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("native.c", "latent.c", "linear.c", "int8.c"))
 HEADERS = tuple(Path(__file__).with_name(name) for name in ("bf16.h", "quick_exp.h"))
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-fPIC")
 MAX_HALF_ROPE, MAX_EXPERTS = 256, 256  # sizes of the arrays in native.c
@@ -31,6 +31,7 @@ _SIGNATURES = {
     "route": [_POINTER] * 4 + [_LONG] * 4 + [ctypes.c_int, _FLOAT],
     "gated": [_POINTER] * 3 + [_LONG] * 4,
     "attend_latent": [_POINTER] * 9 + [_LONG] * 7 + [_FLOAT, _LONG, ctypes.c_int],
+    "bf16_linear": [_POINTER] * 4 + [_LONG] * 3 + [ctypes.c_int],
     "int8_linear": [_POINTER] * 5 + [_LONG] * 3 + [ctypes.c_int],
 }
 
@@ -48,7 +49,7 @@ def library() -> ctypes.CDLL | None:
         return None
     for name, arguments in _SIGNATURES.items():
         function = getattr(loaded, name, None)
-        if function is None:  # `int8.c` is for some processors only
+        if function is None:  # the products are for some processors only
             continue
         function.argtypes, function.restype = arguments, None
     return loaded

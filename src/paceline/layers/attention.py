@@ -8,8 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from paceline.kernels import rotate_and_norm
-from paceline.layers.basic import Linear, RMSNorm, pack_weight, packed_linear
+from paceline.kernels import pack_weight, packed_linear, rotate_and_norm
+from paceline.layers.basic import Linear, RMSNorm
 from paceline.layers.rope import Rope
 
 FUSED_AT_MOST = 1 << 21  # numbers in a fused weight

@@ -7,10 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paceline.kernels import gated, rms_norm
-
-# oneDNN sums a single bf16 row of more inputs in another order than two rows; measured above 1536.
-LONG_SUM = 1024
+from paceline.kernels import gated, pack_weight, packed_linear, rms_norm
 
 
 class Linear(nn.Module):
@@ -73,24 +70,6 @@ class GatedMLP(nn.Module):
         for kind, fused in self.gate_up.named_parameters():
             named[f"gate_proj.{kind}"], named[f"up_proj.{kind}"] = fused.chunk(2)
         return named
-
-
-def pack_weight(weight: Tensor) -> Tensor | None:
-    """The weight [out, in] in oneDNN's own layout, or None where that does not apply (only bf16 on the CPU gains)."""
-    if weight.device.type != "cpu" or weight.dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():
-        return None
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return None
-    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), 1)
-    return packed
-
-
-def packed_linear(x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`F.linear` of x [rows, in] on a weight from `pack_weight`; a row has the same bits among any others."""
-    if x.shape[0] == 1 and x.shape[1] > LONG_SUM:
-        return packed_linear(x.expand(2, -1).contiguous(), packed, bias)[:1]
-    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
-    return y
 
 
 def prefixed(prefix: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:

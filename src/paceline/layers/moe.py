@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paceline.kernels import gated, route, router_scores
-from paceline.layers.basic import GatedMLP, pack_weight, packed_linear, prefixed
+from paceline.kernels import gated, pack_weight, packed_linear, route, router_scores
+from paceline.layers.basic import GatedMLP, prefixed
 
 TOGETHER_AT_MOST = 1 << 20
 

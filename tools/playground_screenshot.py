@@ -17,8 +17,8 @@ from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
 
-QUESTION = "Add up these numbers step by step: 87, 66, 84, 98, 11, 12."
-RACE = "Tell me about yourself."
+QUESTION = "Tell me about yourself."
+RACE = "Add up these numbers step by step: 87, 66, 84, 98, 11, 12."
 SERVE = (sys.executable, "-c", "from paceline.cli.main import main; main()", "serve", "--port", "0")
 
 
@@ -42,6 +42,7 @@ def served(url: str | None, flags: list[str]) -> Iterator[str]:
 def act(page: Page, rounds: int) -> None:
     """A question, a race, and a look at a place where a draft was rejected."""
     finished = page.locator("#send")
+    page.locator("#memory").evaluate("box => box.click()")  # the bundled model answers single questions best
     page.fill("#prompt", QUESTION)
     page.press("#prompt", "Enter")
     finished.wait_for()
@@ -53,9 +54,11 @@ def act(page: Page, rounds: int) -> None:
         page.locator("#stop").wait_for(state="hidden")
     page.mouse.move(2, 2)
     page.wait_for_timeout(2500)  # a few more points for the plots
+    closest = "all => all.map((each) => each.token.rejected.logprob)"
     rejected = page.locator(".log > .answer .token.rejected")
-    if rejected.count():
-        rejected.first.focus()
+    likely = rejected.evaluate_all(closest)
+    if likely:
+        rejected.nth(likely.index(max(likely))).focus()
 
 
 def main() -> None:
@@ -63,8 +66,8 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--url", help="a server that runs already")
     parser.add_argument("--scheme", choices=("light", "dark"), default="light")
-    parser.add_argument("--size", default="1280x880", help="of the window, in pixels")
-    parser.add_argument("--rounds", type=int, default=3, help="of the race")
+    parser.add_argument("--size", default="1280x1010", help="of the window, in pixels")
+    parser.add_argument("--rounds", type=int, default=2, help="of the race")
     options, flags = parser.parse_known_args()
     width, height = map(int, options.size.split("x"))
     chromium = shutil.which("chromium") or shutil.which("google-chrome")

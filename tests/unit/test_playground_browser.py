@@ -88,7 +88,15 @@ def test_it_loads_and_offers_what_the_server_has(page: Any, server: Served) -> N
     assert drafters == told["drafters"] and {"mtp", "none"} <= set(drafters)
     widths = page.eval_on_selector_all("#drafts option", "all => all.map((one) => one.value)")
     assert widths == ["auto", *map(str, range(told["num_speculative_tokens"] + 1))]
-    for label in ("Message", "Drafter", "Drafts at a time (k)", "Temperature", "Seed", "Longest answer"):
+    for label in (
+        "Message",
+        "Drafter",
+        "Drafts at a time (k)",
+        "Temperature",
+        "Seed",
+        "Longest answer",
+        "Send earlier messages",
+    ):
         assert page.get_by_label(label, exact=True).count() == 1
     assert page.locator("#legend li").count() == 7
 
@@ -120,11 +128,15 @@ def test_switches_reach_the_server(page: Any) -> None:
     page.fill("#seed", "")
     ask(page, length=12)
     wait_for_end(page)
-    first, second = sent
+    page.uncheck("#memory")
+    ask(page, length=12)
+    wait_for_end(page)
+    first, second, alone = sent
     assert first["speculation"] == {"drafter": "mtp", "num_speculative_tokens": 2}
     assert (first["temperature"], first["seed"], first["max_tokens"]) == (0.7, 5, 12)
     assert second["speculation"] == {"drafter": "none"} and 0 <= second["seed"] < 2**32
     assert [message["role"] for message in second["messages"]] == ["user", "assistant", "user"]
+    assert alone["messages"] == [{"role": "user", "content": QUESTION}]
     assert page.locator(".answer").last.locator(".token:not(.target)").count() == 0
 
 
@@ -173,6 +185,7 @@ def test_a_race_tells_the_ratio_and_the_same_text(page: Any) -> None:
 def test_a_reload_keeps_the_conversation_and_the_settings(page: Any) -> None:
     page.fill("#seed", "77")
     page.select_option("#drafts", "1")
+    page.uncheck("#memory")
     ask(page)
     wait_for_end(page)
     before = page.locator(".log").inner_html()
@@ -180,6 +193,7 @@ def test_a_reload_keeps_the_conversation_and_the_settings(page: Any) -> None:
     page.locator("#drafter option").first.wait_for(state="attached")
     assert page.locator(".log").inner_html() == before
     assert (page.input_value("#seed"), page.input_value("#drafts")) == ("77", "1")
+    assert not page.is_checked("#memory")
     page.click("#new")
     page.reload()
     assert page.locator(".asked").count() == 0 and page.locator("#empty").is_visible()
@@ -383,19 +397,25 @@ NUMBERS = """async ([before, after]) => {
 }"""
 
 
-def exposition(generated: int, verifications: int, drafted: list[int], accepted: list[int]) -> str:
+def exposition(generated: int, widths: list[int], drafted: list[int], accepted: list[int]) -> str:
     lines = ["# HELP paceline:x y", f'paceline:generation_tokens_total{{model_name="a \\"b\\", c"}} {generated}.0']
     lines += ['paceline:num_requests_running{model_name="m"} 2.0', "go_threads 9"]
-    lines += [f'paceline:spec_decode_num_drafts_total{{drafter="mtp",model_name="m"}} {verifications}']
-    for name, counts in (("draft", drafted), ("accepted", accepted)):
-        start = f'paceline:spec_decode_num_{name}_tokens_per_pos_total{{drafter="mtp",model_name="m",position='
+    named = (
+        ("draft_tokens_per_pos", "position", drafted),
+        ("accepted_tokens_per_pos", "position", accepted),
+        ("drafts_per_width", "width", widths),
+    )
+    for name, label, counts in named:
+        start = f'paceline:spec_decode_num_{name}_total{{drafter="mtp",model_name="m",{label}='
         lines += [f'{start}"{at}"}} {count}' for at, count in enumerate(counts)]
+        lines += [f'{start.replace("mtp", "ngram")}"0"}} 1.0']
     return "\n".join(lines) + "\n"
 
 
 def test_numbers_come_from_two_looks_at_the_metrics(page: Any) -> None:
-    """The worked example of `widths`, in the difference of two pages."""
-    found = page.evaluate(NUMBERS, [exposition(100, 5, [5], [4]), exposition(160, 15, [13, 5], [10, 2])])
+    """Lists may have grown between them, and drafters are added up."""
+    before = exposition(100, [0, 5], [5], [4])
+    found = page.evaluate(NUMBERS, [before, exposition(160, [2, 8, 5, 0], [13, 5], [10, 2])])
     assert found["rate"] == 30 and found["two"]["running"] == 2 and found["two"]["generated"] == 160
     assert found["acceptance"] == [6 / 8, 2 / 5]
     assert found["widths"] == pytest.approx([0.2, 0.3, 0.5])

@@ -37,9 +37,9 @@ export class Chat {
     this.work?.abort();
   }
 
-  /** What the model reads of a turn list. */
+  /** What the model reads of a turn list: all of it, or the last question alone. */
   messages(turns = this.turns) {
-    return turns.map((turn) => {
+    return (byId("memory").checked ? turns : turns.slice(-1)).map((turn) => {
       const text = turn.role === "race" ? turn.speculated.text : turn.text;
       return { role: turn.role === "user" ? "user" : "assistant", content: text };
     });

@@ -56,7 +56,7 @@ class Live {
   /** The last minute, or all of the server's time when nothing was verified in it. */
   since(now) {
     const [first] = this.looks;
-    return now.verifications > first.verifications ? first : { verifications: 0, drafted: [], accepted: [] };
+    return now.verifications > first.verifications ? first : { widths: [], drafted: [], accepted: [] };
   }
 }
 

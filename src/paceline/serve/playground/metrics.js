@@ -16,7 +16,7 @@ export function parse(text) {
   return samples;
 }
 
-/** What the panel needs, at one moment; counts are since the server began, lists are by position. */
+/** What the panel needs, at one moment; counts are since the server began, lists are by position or by width. */
 export function look(text, seconds) {
   const samples = parse(text);
   const sum = (name) => samples.reduce((total, each) => (each.name === name ? total + each.value : total), 0);
@@ -28,15 +28,17 @@ export function look(text, seconds) {
     up: sum("engine_up") > 0,
     generated: sum("generation_tokens_total"),
     verifications: sum("spec_decode_num_drafts_total"),
-    drafted: byPosition(samples, "spec_decode_num_draft_tokens_per_pos_total"),
-    accepted: byPosition(samples, "spec_decode_num_accepted_tokens_per_pos_total"),
+    widths: listed(samples, "spec_decode_num_drafts_per_width_total", "width"),
+    drafted: listed(samples, "spec_decode_num_draft_tokens_per_pos_total", "position"),
+    accepted: listed(samples, "spec_decode_num_accepted_tokens_per_pos_total", "position"),
   };
 }
 
-function byPosition(samples, name) {
+/** A metric's samples by a label that is a small number, those of all drafters added up. */
+function listed(samples, name, label) {
   const counts = [];
   for (const { name: own, labels, value } of samples) {
-    const at = Number(labels.position);
+    const at = Number(labels[label]);
     if (own !== name || !(at >= 0 && at < 256)) continue;
     while (counts.length <= at) counts.push(0);
     counts[at] += value;
@@ -59,17 +61,10 @@ export function acceptance(before, after) {
   });
 }
 
-/**
- * How often each width was chosen between two looks, as shares; empty without a verification.
- * A verification of k drafts has one at each of the positions 0 to k - 1: 10 verifications with 8 and 5 drafts at
- * positions 0 and 1 are widths 0, 1, 2 chosen 2, 3 and 5 times.
- */
+/** How often each width was chosen between two looks, as shares; empty without a verification. */
 export function widths(before, after) {
-  const all = after.verifications - before.verifications;
-  if (all <= 0) return [];
-  const at = after.drafted.map((count, position) => count - (before.drafted[position] ?? 0));
-  const atLeast = [all, ...at, 0];
-  const shares = atLeast.slice(0, -1).map((count, width) => Math.max(0, count - atLeast[width + 1]) / all);
-  while (shares.at(-1) === 0) shares.pop();
-  return shares;
+  const counts = after.widths.map((count, width) => count - (before.widths[width] ?? 0));
+  const all = counts.reduce((total, count) => total + count, 0);
+  while (counts.at(-1) === 0) counts.pop();
+  return all > 0 ? counts.map((count) => count / all) : [];
 }

@@ -4,7 +4,7 @@ import { drawSeed } from "./api.js";
 import { byId, make } from "./dom.js";
 
 const NAMES = { none: "none (plain)", mtp: "MTP", ngram: "n-gram" };
-const FIELDS = ["drafter", "drafts", "temperature", "seed", "length"];
+const FIELDS = ["drafter", "drafts", "temperature", "seed", "length", "memory"];
 
 /** Fills the choices with what the server has, then puts back what was chosen before. */
 export function fillSettings({ speculation, max_model_len: longest }, chosen) {
@@ -20,7 +20,8 @@ export function fillSettings({ speculation, max_model_len: longest }, chosen) {
 
 /** A value that the field does not have (any more) leaves it as it is. */
 function restore(field, value) {
-  if (typeof value !== "string") return;
+  if (field.type === "checkbox" && typeof value === "boolean") field.checked = value;
+  if (typeof value !== "string" || field.type === "checkbox") return;
   const before = field.value;
   field.value = value;
   if (field.tagName === "SELECT" && field.selectedIndex < 0) field.value = before;
@@ -43,7 +44,9 @@ export function watchSettings(changed) {
 }
 
 /** As the fields stand, to be stored. */
-export const chosenSettings = () => Object.fromEntries(FIELDS.map((name) => [name, byId(name).value]));
+export const chosenSettings = () => Object.fromEntries(FIELDS.map((name) => [name, stateOf(byId(name))]));
+
+const stateOf = (field) => (field.type === "checkbox" ? field.checked : field.value);
 
 /** What a request asks for; a seed is drawn where none was given. */
 export function settingsOfRequest() {

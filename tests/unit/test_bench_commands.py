@@ -126,6 +126,21 @@ def test_pictures(bench: Run, tmp_path: Path) -> None:
     assert code == 2 and "tables or of rates" in err
 
 
+def test_a_damaged_record_is_one_sentence(bench: Run, tmp_path: Path) -> None:
+    file, rows = (
+        tmp_path / "t.json",
+        [[], [3], [{}], [{"repeats": 1}], [{"repeats": 1, "concurrency": 1, "arms": {"a": {}}}]],
+    )
+    for row in rows:
+        file.write_text(json.dumps({"format": 1, "kind": "table", "rows": row}))
+        code, _, err = bench("plot", file)
+        assert code == 2 and err.startswith("paceline: ") and err.count("\n") == 1
+    for kind in ("compare", None, []):
+        file.write_text(json.dumps({"format": 1, "kind": kind, "rows": []}))
+        assert bench("plot", file)[0] == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["t.json"]
+
+
 QUESTIONS = [
     {"question_id": 81, "category": "writing", "turns": ["one two three", "four five"]},
     {"question_id": 241, "category": "qa", "turns": ["how many words"]},
@@ -194,6 +209,7 @@ MISTAKES = [
     (("table", "--concurrency", "1,x"), "--concurrency takes counts"),
     (("table", "--concurrency", "1" * 5000), "--concurrency takes counts"),
     (("table", "--full"), "context holds 256"),
+    (("table", "--dataset", "random", "--input-len", "9" * 12), "context holds 256"),
     (("table", "--arms", "none,99"), "no arm '99'"),
     (("table", "--arms", ""), "no arm to measure"),
     (("table", "--arms", "mtp:1:2"), "no arm"),

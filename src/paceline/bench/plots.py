@@ -54,7 +54,10 @@ def draw(records: dict[str, dict[str, Any]], stem: Path) -> list[Path]:
         raise UserError("Drawing needs matplotlib: pip install 'paceline[plot]'.") from None
     with matplotlib.rc_context(LOOK):
         figure = Figure(figsize=(8, 5.6), layout="constrained")
-        _fill(figure, list(all_series(records)), kind)
+        try:
+            _fill(figure, list(all_series(records)), kind)
+        except (LookupError, TypeError, AttributeError) as error:
+            raise UserError("A row of these files is not as `paceline bench` writes it; measure again.") from error
         written = [stem.with_name(stem.name + suffix) for suffix in SUFFIXES]
         try:
             for path in written:

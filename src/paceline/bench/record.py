@@ -86,9 +86,10 @@ def read_record(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as a benchmark's JSON ({error}); give what --output wrote.") from error
-    if not isinstance(found, dict) or found.get("format") != FORMAT or not isinstance(found.get("rows"), list):
+    told = found if isinstance(found, dict) else {}
+    if told.get("format") != FORMAT or not isinstance(told.get("rows"), list) or not isinstance(told.get("kind"), str):
         raise UserError(f"{path} is not the JSON of a benchmark; give what `paceline bench table --output` wrote.")
-    return found
+    return told
 
 
 def machine() -> dict[str, Any]:

@@ -30,17 +30,21 @@ def make_jobs(work: Workload, count: int, tokenizer: Tokenizer, context: int) ->
     """`count` requests; request i has seed `work.seed` + i. Where prompts are fewer they come again, with other seeds.
 
     Raises `UserError` for a dataset that cannot be read, and for lengths beyond the context."""
+    _check_lengths(work.input_len or 1, work.params.max_tokens, context)  # before prompts of that length are made
     prompts = _random(work, count, tokenizer) if work.dataset == RANDOM else _encoded(work, count, tokenizer)
-    longest = max(len(ids) for _, ids in prompts)
-    if longest + work.params.max_tokens > context:
-        raise UserError(
-            f"The longest request has {longest} tokens of prompt and {work.params.max_tokens} of answer, but the "
-            f"context holds {context}: lower --input-len or --output-len."
-        )
+    _check_lengths(max(len(ids) for _, ids in prompts), work.params.max_tokens, context)
     return [
         Job(ids, replace(work.params, seed=work.seed + i), prompt.name, prompt.source)
         for i, (prompt, ids) in enumerate(prompts[i % len(prompts)] for i in range(count))
     ]
+
+
+def _check_lengths(prompt: int, answer: int, context: int) -> None:
+    if prompt + answer > context:
+        raise UserError(
+            f"The longest request has {prompt} tokens of prompt and {answer} of answer, but the context holds "
+            f"{context}: lower --input-len or --output-len."
+        )
 
 
 def _random(work: Workload, count: int, tokenizer: Tokenizer) -> list[tuple[Prompt, list[int]]]:

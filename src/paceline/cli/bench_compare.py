@@ -23,7 +23,9 @@ def bench_compare(
     source: shared.Source = None,
     input_len: shared.InputLen = None,
     output_len: shared.OutputLen = None,
-    num_requests: Annotated[int, typer.Option(help="Requests a run.", min=1, rich_help_panel=shared.WORK)] = 16,
+    num_requests: Annotated[
+        int, typer.Option(help="Requests a run.", min=1, max=1 << 16, rich_help_panel=shared.WORK)
+    ] = 16,
     stop_at_eos: shared.StopAtEos = False,
     seed: shared.Seed = 0,
     arms: shared.Arms = None,

@@ -36,7 +36,11 @@ OutputLen = Annotated[
 NumRequests = Annotated[
     int | None,
     typer.Option(
-        help="Requests a run.", show_default="3 times the concurrency, 32 at least", min=1, rich_help_panel=WORK
+        help="Requests a run.",
+        show_default="3 times the concurrency, 32 at least",
+        min=1,
+        max=1 << 16,
+        rich_help_panel=WORK,
     ),
 ]
 Full = Annotated[

@@ -37,7 +37,9 @@ def bench_rate(
     source: shared.Source = None,
     input_len: shared.InputLen = None,
     output_len: shared.OutputLen = None,
-    num_requests: Annotated[int, typer.Option(help="Requests a run.", min=1, rich_help_panel=shared.WORK)] = 64,
+    num_requests: Annotated[
+        int, typer.Option(help="Requests a run.", min=1, max=1 << 16, rich_help_panel=shared.WORK)
+    ] = 64,
     stop_at_eos: shared.StopAtEos = False,
     seed: shared.Seed = 0,
     arms: shared.Arms = None,

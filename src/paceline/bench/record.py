@@ -59,14 +59,27 @@ class Record:
         }
 
     def put(self, index: int, row: dict[str, Any]) -> None:
-        """Row `index` as it is by now."""
-        self.rows[index:] = [row]
+        """Row `index` as it is by now; numbers to six digits, which is more than anybody can measure."""
+        self.rows[index:] = [_rounded(row)]
         self.save()
 
     def save(self) -> None:
         """Raises `UserError` when the file cannot be written."""
         if self.file is not None:
-            write_whole(self.file, (json.dumps(self.as_dict(), indent=1) + "\n").encode())
+            write_whole(self.file, self.as_text().encode())
+
+    def as_text(self) -> str:
+        """JSON with one line a row."""
+        head = json.dumps(self.as_dict() | {"rows": []}, indent=1).removesuffix("[]\n}")
+        return head + "[\n" + ",\n".join(map(json.dumps, self.rows)) + "\n]}\n"
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _rounded(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [_rounded(entry) for entry in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def write_whole(path: Path, content: bytes) -> None:

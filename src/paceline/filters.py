@@ -6,6 +6,7 @@ rule is stated, and does not depend on how a sort orders them.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +21,7 @@ def cut_min_p(scores: Tensor, min_p: Tensor) -> Tensor:
 
 def cut_top_k(scores: Tensor, top_k: Tensor) -> Tensor:
     """Keep the k best tokens and all that equal the k-th. scores [R, V]; top_k [R] int64, 1 to V."""
-    best = scores.topk(int(top_k.max())).values
+    best = _best(scores, int(top_k.max()))
     return scores.masked_fill(scores < best.gather(1, top_k[:, None] - 1), -torch.inf)
 
 
@@ -30,14 +31,26 @@ def cut_top_p(scores: Tensor, top_p: Tensor) -> Tensor:
     scores [R, V]; top_p [R] float64. Example: probabilities [.4, .2, .2, .2] with top_p .7 keep tokens 0, 1, 2.
     """
     probs = scores.softmax(-1)
-    size, edge = _nucleus_edge(probs.topk(min(_NUCLEUS, probs.shape[1])).values, top_p)
-    for row in (size > _NUCLEUS).flatten().nonzero().flatten().tolist():
-        size[row], edge[row] = _nucleus_edge(probs[row : row + 1].sort(descending=True).values, top_p[row : row + 1])
+    size, edge = _nucleus_edge(_best(probs, min(_NUCLEUS, probs.shape[1])), top_p)
+    wide = (size > _NUCLEUS).flatten().nonzero().flatten()
+    if len(wide):
+        size[wide], edge[wide] = _nucleus_edge(_best(probs[wide], probs.shape[1]), top_p[wide])
     keep = probs >= edge
     if bool((keep.sum(-1, keepdim=True) > size).any()):
         equal = probs == edge
         keep &= ~equal | (equal.cumsum(-1) <= size - (keep & ~equal).sum(-1, keepdim=True))
     return scores.masked_fill(~keep, -torch.inf)
+
+
+def _best(values: Tensor, count: int) -> Tensor:
+    """The largest `count` of each row, in order."""
+    if not values.is_cpu:
+        return values.topk(count).values
+    # numpy's are several times faster than torch's topk, and tens of times faster than its sort
+    found, cut = values.detach().numpy(), values.shape[1] - count
+    if cut:
+        found = np.partition(found, cut, axis=-1)[:, cut:]
+    return torch.from_numpy(np.sort(found, axis=-1)[:, ::-1].copy())
 
 
 def _nucleus_edge(best: Tensor, top_p: Tensor) -> tuple[Tensor, Tensor]:

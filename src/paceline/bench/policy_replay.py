@@ -45,9 +45,9 @@ class Oracle:
         self.costs, self.most = costs, most
         self.running: list[Running] = []
 
-    def widths(self, ready: list[Request], reading: int) -> list[int]:
+    def widths(self, ready: list[Request]) -> list[int]:
         context = sum(request.cached for request in ready)
-        passes = self.costs.passes(len(ready), reading, context, len(ready) * self.most)
+        passes = self.costs.passes(len(ready), 0, context, len(ready) * self.most)
         drafts = [self.costs.drafts(depth, len(ready)) for depth in range(self.most)]
         groups = [Group([1.0] * one.trace.accepted[one.place], 1) for one in self.running]
         return [sum(taken) for taken in allocate(groups, passes, drafts, float(len(ready))).taken]
@@ -106,9 +106,9 @@ class Replay:
         if isinstance(policy, Oracle):
             policy.running = running
         room = [len(one.trace.confidences[one.place]) for one in running]
-        widths = [min(pair) for pair in zip(policy.widths(ready, 0), room, strict=True)]
+        widths = [min(pair) for pair in zip(policy.widths(ready), room, strict=True)]
         drafted, drafting = self._draft(widths)
-        verified = policy.cut(ready, drafted) if policy.adaptive and any(drafted) else drafted
+        verified = policy.cut(ready, drafted) if policy.adaptive and max(widths) > 1 else drafted
         accepted = [min(v, one.trace.accepted[one.place]) for v, one in zip(verified, running, strict=True)]
         context, extra = sum(request.cached for request in ready), sum(verified)
         seconds = self.costs.passes(len(ready), extra, context, 0)[0]
@@ -132,7 +132,7 @@ class Replay:
             depth += 1
             for r in going:
                 drafted[r] = depth
-            if self.policy.adaptive:
+            if self.policy.adaptive and max(widths) > 1:
                 ready = [self.running[r].request for r in going]
                 rows = (self.running[r] for r in going)
                 confidences = [one.trace.confidences[one.place][depth - 1] for one in rows]

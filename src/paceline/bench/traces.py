@@ -90,7 +90,7 @@ class Recorder:
         self.places: dict[str, list[Place]] = {}
         self._confidences: dict[str, list[float]] = {}
 
-    def widths(self, ready: list[Request], reading: int) -> list[int]:
+    def widths(self, ready: list[Request]) -> list[int]:
         self._confidences = {request.id: [] for request in ready}
         return [self.most] * len(ready)
 

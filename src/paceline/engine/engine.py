@@ -113,7 +113,7 @@ class Engine:
         policy.start()
         plan = self.scheduler.plan()
         lap("schedule")
-        proposal = policy.cut(plan, self.drafter.propose(plan.ready, plan.widths, policy.deeper()))
+        proposal = policy.cut(plan, self.drafter.propose(plan.ready, plan.widths, policy.deeper(plan.widths)))
         proposal = with_forced(proposal, plan.ready, plan.rooms)
         for row in plan.left:
             self.drafter.forget(row)

@@ -36,7 +36,7 @@ class Script:
         self.given: list[int] = []
         self.facts: StepFacts | None = None
 
-    def widths(self, ready: list[Request], reading: int) -> list[int]:
+    def widths(self, ready: list[Request]) -> list[int]:
         each, more = divmod(self.extra, max(len(ready), 1))
         self.given = [min(self.most, each + (r < more)) for r in range(len(ready))]
         return list(self.given)

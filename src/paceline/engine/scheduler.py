@@ -118,7 +118,7 @@ class Scheduler:
         While others have prompts to read, drafts get at most half of the batch."""
         size, budget = self.allocator.block_size, self.max_num_batched_tokens - len(ready)
         others = self.waiting or len(ready) < len(self.running)
-        widths = self.widths(ready, self._to_read(budget) if others else 0) if ready else []
+        widths = self.widths(ready) if ready else []
         spare, rooms = budget // 2 if others else budget, list(widths)
         for r, request in enumerate(ready):
             length = len(request.tokens)
@@ -130,11 +130,6 @@ class Scheduler:
             widths[r], rooms[r] = min(widths[r], room), room
             spare -= room
         return widths, rooms, budget - sum(rooms)
-
-    def _to_read(self, budget: int) -> int:
-        """The rows of prompts that the pass will hold if nothing is drafted, as far as one can tell by now."""
-        lags = (len(request.tokens) - request.cached for request in self.running)
-        return min(budget, sum(lag for lag in lags if lag > 1) + (self.waiting[0].lag if self.waiting else 0))
 
     def _admit(self, request: Request) -> bool:
         """Gives the request a row and blocks for all its tokens, unless it has to wait."""

@@ -20,24 +20,25 @@ class TimedPolicy:
         self.policy, self.seconds = policy, 0.0
         self._began = self._before = self._mark = 0.0
         self._drafting: list[float] = []
-        self._more = False
+        self._more = self._asking = False
         self._drafts: list[list[int]] | None = None  # before they were cut
 
     def start(self) -> None:
         """A step begins."""
         self._began, self._before = perf_counter(), self.seconds
 
-    def widths(self, ready: list[Request], reading: int) -> list[int]:
+    def widths(self, ready: list[Request]) -> list[int]:
         now = perf_counter()
-        found = self.policy.widths(ready, reading)
+        found = self.policy.widths(ready)
         self.seconds += perf_counter() - now
         return found
 
-    def deeper(self) -> Deeper | None:
-        """Drafting begins; what the drafter asks on the way."""
+    def deeper(self, widths: list[int]) -> Deeper | None:
+        """Drafting begins; what the drafter asks on the way. Where nobody may draft more than once, it need not ask."""
+        self._asking = self.policy.adaptive and max(widths, default=0) > 1
         self._drafting, self._more, self._drafts = [], True, None
         self._mark = perf_counter()
-        return self._deeper if self.policy.adaptive else None
+        return self._deeper if self._asking else None
 
     def _deeper(self, depth: int, requests: list[Request], confidences: list[float]) -> list[bool]:
         now = perf_counter()
@@ -53,7 +54,7 @@ class TimedPolicy:
         if self._more:  # a pass was made after the last question
             self._drafting.append(0.0)
         self._drafting[-1] += now - self._mark
-        if self.policy.adaptive and proposal.chain and max(proposal.counts, default=1) > 1:
+        if self._asking and proposal.chain and max(proposal.counts, default=1) > 1:
             drafted = [count - 1 for count in proposal.counts]
             kept = self.policy.cut(plan.ready, drafted)
             if kept != drafted:

@@ -8,6 +8,9 @@ is made three times in a step, each time with what is known by then: before draf
 confidence of the drafts is known; and before verification, when drafting is paid for and only rows cost. The first
 choice fixes the rate that further drafts have to be worth.
 
+Prompts that are read in the same pass are left out: what they cost is spent anyhow, and a row more costs what it does
+without them. Counted, they would make tokens look slow, and time cheap.
+
 Where nothing is worth drafting, one request drafts now and then: half a hundredth of the time goes into finding out
 whether that is still so.
 """
@@ -26,7 +29,7 @@ from paceline.spec.width import StepFacts
 
 _MARGIN_OFF, _MARGIN_ON = 1.03, 1.01  # drafting begins when it promises so much more than none, and goes on with less
 _PROBE_SHARE = 0.005  # of the time, for drafts that are not expected to pay
-_REFRESH = 8  # steps for which sums over the table of costs are kept
+_REFRESH, _LEARNING = 8, 128  # steps for which sums are kept; first steps whose costs are all learned, later 2 in 8
 
 
 @dataclass
@@ -63,15 +66,16 @@ class AdaptiveWidth:
     def __init__(self, table: CostTable, most: int, latency_weight: float = 0.0) -> None:
         self.costs, self.survival, self.most = Costs(table), Survival(most), most
         self.latency_weight, self.decisions = latency_weight, Decisions()
-        self._kept: dict[tuple[int, int, int], tuple[list[float], list[list[float]]]] = {}
+        self._kept: dict[tuple[int, int], tuple[list[float], list[list[float]]]] = {}
+        self._gains: dict[tuple[int, int, tuple[int, ...]], list[float]] = {}
         self._steps, self._on, self._credit = 0, True, 0.0
         self._step: _Step | None = None
         self._drafted: list[int] = []  # requests that made draft number j + 1 in this step
 
     # -- the three choices
 
-    def widths(self, ready: list[Request], reading: int) -> list[int]:
-        step = self._begin(ready, reading)
+    def widths(self, ready: list[Request]) -> list[int]:
+        step = self._begin(ready)
         free = [r for r, request in enumerate(ready) if request.num_speculative_tokens is None]
         found = [request.num_speculative_tokens or 0 for request in ready]
         groups, members = self._groups([(r, step.histories[r]) for r in free], 0)
@@ -84,7 +88,8 @@ class AdaptiveWidth:
             for taken, rows in zip(best.taken, members, strict=True):
                 for i, r in enumerate(rows):
                     width = sum(count > i for count in taken)
-                    found[r] = min(self.most, width + 1) if width else 0
+                    # Room for drafts that turn out sure; a single draft is not worth asking after.
+                    found[r] = width if width < 2 else min(self.most, width + 2)
         elif free and self._credit > self._price(step):
             self._probe(step, ready, found, free[self._steps % len(free)])
         self._drafted = [sum(width > 0 for width in found)]
@@ -117,8 +122,8 @@ class AdaptiveWidth:
         for r, (request, width) in enumerate(zip(requests, drafted, strict=True)):
             if width and request.num_speculative_tokens is None and request is not step.probe:
                 history = step.histories[r]
-                chain = self.survival.chain(history.kind, history.level, history.bins, width)
-                groups.append(Group(weighted(chain, self.latency_weight), 1))
+                gains = self._prospects(history.kind, history.level, tuple(history.bins))
+                groups.append(Group(gains[:width], 1))
                 owners.append(r)
         if not groups:
             return kept
@@ -136,11 +141,11 @@ class AdaptiveWidth:
         histories = self._step.histories if self._step else []
         for history, verified, agreed in zip(histories, facts.verified, facts.agreed, strict=True):
             self.survival.learn(history, verified, agreed)
-        if histories:
+        if histories and (self._steps < _LEARNING or self._steps % _REFRESH < 2):
             self.costs.learn_pass(len(histories), facts.rows - len(histories), facts.context, facts.seconds)
-        for depth, (count, seconds) in enumerate(zip(self._drafted, facts.drafting, strict=False)):
-            if count:
-                self.costs.learn_draft(depth, count, seconds)
+            for depth, (count, seconds) in enumerate(zip(self._drafted, facts.drafting, strict=False)):
+                if count:
+                    self.costs.learn_draft(depth, count, seconds)
         self._credit += _PROBE_SHARE * facts.seconds
         self._step = None
 
@@ -149,19 +154,21 @@ class AdaptiveWidth:
 
     # -- parts
 
-    def _begin(self, ready: list[Request], reading: int) -> _Step:
+    def _begin(self, ready: list[Request]) -> _Step:
         histories = [self.survival.history(request) for request in ready]
         for history in histories:
-            history.bins.clear()
+            if history.bins:
+                history.bins = []
         context = sum(request.cached for request in ready)
         self._steps += 1
         if self._steps % _REFRESH == 0:
             self._kept.clear()
-        key = len(ready), reading // 16, context // 256
+            self._gains.clear()
+        key = len(ready), context // 256
         if key not in self._kept:
             most = len(ready) * self.most
             drafts = [self.costs.drafts(depth, len(ready)) for depth in range(self.most)]
-            self._kept[key] = self.costs.passes(len(ready), reading, context, most), drafts
+            self._kept[key] = self.costs.passes(len(ready), 0, context, most), drafts
         self._step = _Step(histories, *self._kept[key])
         return self._step
 
@@ -174,10 +181,17 @@ class AdaptiveWidth:
         groups, members = [], []
         for (kind, level, bins), found in groupby(sorted(histories, key=alike), key=alike):
             rows = [r for r, _ in found]
-            gains = weighted(self.survival.chain(kind, level, bins, self.most), self.latency_weight)
-            groups.append(Group(gains[depth:], len(rows)))
+            groups.append(Group(self._prospects(kind, level, tuple(bins))[depth:], len(rows)))
             members.append(rows)
         return groups, members
+
+    def _prospects(self, kind: int, level: int, bins: tuple[int, ...]) -> list[float]:
+        """Gains of a request's drafts; requests that look alike share them for some steps."""
+        found = self._gains.get((kind, level, bins))
+        if found is None:
+            chain = self.survival.chain(kind, level, bins, self.most)
+            found = self._gains[kind, level, bins] = weighted(chain, self.latency_weight)
+        return found
 
     def _switch(self, on: bool) -> None:
         self.decisions.switches += on is not self._on

@@ -23,8 +23,8 @@ _SLOWER, _QUICKER = 0.3, 1.5  # the most that one step moves them, in logarithms
 @dataclass(frozen=True)
 class CostTable:
     """requests [I]: ascending. extra [I][J]: rows beyond one a request, ascending from 0; seconds [I][J]: of the step
-    without drafting, at next to no context. per_context: seconds for each token of context of each request; further rows
-    of a request read it with the first.
+    without drafting, at next to no context. per_context: seconds for each token of context of each request; its further
+    rows read it with the first.
     drafting [D]: for each depth the points (requests, seconds), ascending."""
 
     requests: list[int]

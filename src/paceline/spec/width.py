@@ -37,8 +37,8 @@ class WidthPolicy(Protocol):
 
     adaptive: bool
 
-    def widths(self, ready: list[Request], reading: int) -> list[int]:
-        """The most drafts worth making for each request that decodes, beside `reading` rows of prompts."""
+    def widths(self, ready: list[Request]) -> list[int]:
+        """The most drafts worth making for each request that decodes, whatever is read beside them."""
         ...
 
     def deeper(self, depth: int, requests: list[Request], confidences: list[float]) -> list[bool]:
@@ -64,7 +64,7 @@ class FixedWidth:
     def __init__(self, num_speculative_tokens: int) -> None:
         self.k = num_speculative_tokens
 
-    def widths(self, ready: list[Request], reading: int) -> list[int]:
+    def widths(self, ready: list[Request]) -> list[int]:
         k = self.k
         return [k if (own := request.num_speculative_tokens) is None else min(k, own) for request in ready]
 

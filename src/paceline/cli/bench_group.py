@@ -7,6 +7,7 @@ import typer
 from paceline.cli.bench import bench
 from paceline.cli.bench_compare import bench_compare
 from paceline.cli.bench_plot import bench_plot
+from paceline.cli.bench_policy import bench_policy
 from paceline.cli.bench_rate import bench_rate
 from paceline.cli.bench_spec_bench import bench_spec_bench
 from paceline.cli.bench_table import bench_table
@@ -18,3 +19,4 @@ bench_group.command("compare")(bench_compare)
 bench_group.command("rate")(bench_rate)
 bench_group.command("plot")(bench_plot)
 bench_group.command("spec-bench")(bench_spec_bench)
+bench_group.command("policy")(bench_policy)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 KEPT = 64  # compiled grammars, the latest used
 MOST_FORCED = 16  # forced tokens in a draft: each is right, but takes a row of the pass
 NOTHING = "no text satisfies it"  # which the library calls NoExtensionBias
+MOST_STATES = 50_000  # of a grammar's automaton, one or two KB each; they are made when a text comes to them
 LONGEST_REASON = 200  # characters of what the library says of a bad grammar
 
 
@@ -61,7 +62,7 @@ class Grammars:
 
     def _compile(self, asked: StructuredOutputsParams) -> LLMatcher:
         llguidance = library()
-        limits = llguidance.LLParserLimits(verbose_errors=False)
+        limits = llguidance.LLParserLimits(verbose_errors=False, max_lexer_states=MOST_STATES)
         try:
             text = _library_text(asked)
             matcher: LLMatcher = llguidance.LLMatcher(self._tokenizer, text, log_level=0, limits=limits)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import accumulate
 from pathlib import Path
 
@@ -101,10 +101,34 @@ def test_softmax_equals_the_reference(context: int, first: int) -> None:
     assert torch.equal(longer[0, :, :width], found[2])
 
 
+@pytest.fixture(params=[1, 3])
+def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """As many share whatever can be shared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    monkeypatch.setattr(latent, "SHARED_AT_LEAST", 0)
+    monkeypatch.setattr(native, "MANY", 0)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@compiled
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+@torch.inference_mode()
+def test_a_kernel_says_the_same_on_any_number_of_threads(
+    case: Callable[[object, slice], Tensor], monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    shared = case(cpu, slice(None))
+    monkeypatch.setattr(native, "MANY", 1 << 60)
+    assert torch.equal(case(cpu, slice(None)), shared)
+
+
 @compiled
 @pytest.mark.parametrize("first", [0, 2, 9])
-def test_attention_over_latents_equals_the_reference_and_a_row_is_its_own(first: int) -> None:
-    """Three requests in one call, scattered blocks; then each request's rows in other cuts."""
+def test_attention_over_latents_equals_the_reference_and_a_row_is_its_own(
+    first: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three requests in one call, scattered blocks; then each request's rows in other cuts, on one thread."""
     heads, k_dim, v_dim, size = 8, 96, 64, 4
     contexts, counts, firsts = [0, 5, 37], [6, 1, 11], [first, 2 * first, 3 * first]
     needs = [-(-(context + count) // size) for context, count in zip(contexts, counts, strict=True)]
@@ -135,6 +159,7 @@ def test_attention_over_latents_equals_the_reference_and_a_row_is_its_own(first:
             q[begin : begin + count].float(), [keys[slots].float()], [keys[slots, :, :v_dim].float()], sight, 0.3
         )
         torch.testing.assert_close(whole[r].float(), expected, rtol=2e-2, atol=1e-2)
+        monkeypatch.setattr(latent, "SHARED_AT_LEAST", 1 << 60)
         for cut in (1, 3, 4, 7):
             pieces = [(r, start, min(start + cut, count)) for start in range(0, count, cut)]
             assert torch.equal(torch.cat([attend([piece]) for piece in pieces]), whole[r])

@@ -20,7 +20,8 @@ def pack_weight(weight: Tensor) -> Tensor | None:
         return None
     outputs, inputs = weight.shape
     if hasattr(native.library(), "bf16_linear") and outputs % BLOCK == 0 and inputs % 2 == 0:
-        return weight.detach().view(outputs // BLOCK, BLOCK, inputs // 2, 2).transpose(1, 2).contiguous()
+        pairs = weight.detach().contiguous().view(torch.int32).view(outputs // BLOCK, BLOCK, inputs // 2)
+        return pairs.transpose(1, 2).contiguous().view(weight.dtype).view(outputs // BLOCK, inputs // 2, BLOCK, 2)
     if not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return None
     packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), 1)

@@ -1,9 +1,12 @@
 /* The small steps between the matrix products, for bf16 on the CPU. In torch each of them is several operations of
  * one to three microseconds; a decode step of a small model is little else. Every function treats a row by itself, so
- * a row has the same bits among any others. No state, no allocation, one thread. Compiled by native.py; reference.py
- * says what each means. */
+ * a row has the same bits among any others, on any number of threads. No state, no allocation. Compiled by native.py;
+ * reference.py says what each means. */
 #include "bf16.h"
 #include "quick_exp.h"
+
+/* Rows are shared out where `threads` is above 1. */
+#define EACH_ROW _Pragma("omp parallel for num_threads(threads) if (threads > 1)") for (long r = 0; r < rows; r++)
 
 static float scale_of(const bf16 *x, long n, float eps) {
     float sum = 0;
@@ -12,9 +15,11 @@ static float scale_of(const bf16 *x, long n, float eps) {
     return 1 / sqrtf(sum / n + eps);
 }
 
-/* out[r] = x[r] / sqrt(mean(x[r]^2) + eps) * weight; rows lie `stride` apart in x and are dense in out. */
-void rms_norm(const bf16 *x, const bf16 *weight, bf16 *out, long rows, long n, long stride, float eps) {
-    for (long r = 0; r < rows; r++, x += stride, out += n) {
+/* made[r] = all[r] / sqrt(mean(all[r]^2) + eps) * weight; rows lie `stride` apart in `all` and are dense in `made`. */
+void rms_norm(const bf16 *all, const bf16 *weight, bf16 *made, long rows, long n, long stride, float eps, int threads) {
+    EACH_ROW {
+        const bf16 *x = all + r * stride;
+        bf16 *out = made + r * n;
         float scale = scale_of(x, n, eps);
 #pragma omp simd
         for (long i = 0; i < n; i++) out[i] = down(up(x[i]) * scale * up(weight[i]));
@@ -22,21 +27,22 @@ void rms_norm(const bf16 *x, const bf16 *weight, bf16 *out, long rows, long n, l
 }
 
 /* In place on made [rows, heads, rank + rope]: rotates the last `rope` numbers of every head, interleaved pairs to
- * halves, by cos and sin [rows, rope / 2]; and normalises the first `rank` of the last head, the key's latent. */
-void rotate_and_norm(bf16 *made, const float *cos, const float *sin, const bf16 *weight, long rows, long heads,
-                     long rank, long rope, float eps) {
+ * halves, by all_cos and all_sin [rows, rope / 2]; and normalises the first `rank` of the last head, the key's latent. */
+void rotate_and_norm(bf16 *made, const float *all_cos, const float *all_sin, const bf16 *weight, long rows, long heads,
+                     long rank, long rope, float eps, int threads) {
     long half = rope / 2;
-    float a[256], b[256];
-    for (long r = 0; r < rows; r++, cos += half, sin += half) {
-        for (long h = 0; h < heads; h++, made += rank + rope) {
-            bf16 *x = made + rank;
+    EACH_ROW {
+        const float *cos = all_cos + r * half, *sin = all_sin + r * half;
+        bf16 *latent = made + (r * heads + heads - 1) * (rank + rope);
+        float a[256], b[256];
+        for (long h = 0; h < heads; h++) {
+            bf16 *x = made + (r * heads + h) * (rank + rope) + rank;
             for (long i = 0; i < half; i++) a[i] = up(x[2 * i]), b[i] = up(x[2 * i + 1]);
             for (long i = 0; i < half; i++) {
                 x[i] = down(a[i] * cos[i] - b[i] * sin[i]);
                 x[half + i] = down(b[i] * cos[i] + a[i] * sin[i]);
             }
         }
-        bf16 *latent = made - (rank + rope);
         float scale = scale_of(latent, rank, eps);
 #pragma omp simd
         for (long i = 0; i < rank; i++) latent[i] = down(up(latent[i]) * scale * up(weight[i]));
@@ -63,12 +69,14 @@ void causal_softmax(bf16 *scores, long rows, long heads, long width, long contex
     }
 }
 
-/* x [rows, hidden], weight [experts, hidden], bias [experts] to shares [rows, experts]: sigmoid scores of the `top`
+/* all [rows, hidden], weight [experts, hidden], bias [experts] to all_shares [rows, experts]: sigmoid scores of the `top`
  * experts with the largest score + bias (the lowest of equals), made to sum to 1 when `normalise`, times `scaling`; 0
  * elsewhere. */
-void route(const bf16 *x, const bf16 *weight, const float *bias, float *shares, long rows, long experts, long hidden,
-           long top, int normalise, float scaling) {
-    for (long r = 0; r < rows; r++, x += hidden, shares += experts) {
+void route(const bf16 *all, const bf16 *weight, const float *bias, float *all_shares, long rows, long experts, long hidden,
+           long top, int normalise, float scaling, int threads) {
+    EACH_ROW {
+        const bf16 *x = all + r * hidden;
+        float *shares = all_shares + r * experts;
         float scores[256], choice[256], total = 0;
         for (long e = 0; e < experts; e++) {
             const bf16 *w = weight + e * hidden;
@@ -92,11 +100,14 @@ void route(const bf16 *x, const bf16 *weight, const float *bias, float *shares, 
     }
 }
 
-/* gate_up [rows, 2 * n] to out [rows, n] = silu(first n) * last n, times shares[row, i / width] for the first
+/* gate_up [rows, 2 * n] to made [rows, n] = silu(first n) * last n, times all_shares[row, i / width] for the first
  * experts * width columns. */
-void gated(const bf16 *gate_up, const float *shares, bf16 *out, long rows, long n, long experts, long width) {
-    for (long r = 0; r < rows; r++, gate_up += 2 * n, out += n, shares += experts) {
-        const bf16 *gate = gate_up, *value = gate_up + n;
+void gated(const bf16 *gate_up, const float *all_shares, bf16 *made, long rows, long n, long experts, long width,
+           int threads) {
+    EACH_ROW {
+        const bf16 *gate = gate_up + r * 2 * n, *value = gate + n;
+        const float *shares = all_shares + r * experts;
+        bf16 *out = made + r * n;
         for (long e = 0; e <= experts; e++) { /* the last round: what no expert owns */
             long begin = e * width, end = e < experts ? begin + width : n;
             float share = e < experts ? shares[e] : 1;

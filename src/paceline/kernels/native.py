@@ -22,14 +22,15 @@ HEADERS = tuple(Path(__file__).with_name(name) for name in ("bf16.h", "quick_exp
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-fPIC")
 MAX_HALF_ROPE, MAX_EXPERTS = 256, 256  # sizes of the arrays in native.c
 SHARED_AT_LEAST = 1 << 18  # weights of a product below which waking other threads costs more than they save
+MANY = 1 << 16  # numbers that a small step goes through, below which it keeps to one thread
 OFF = "PACELINE_NO_NATIVE"  # environment variable: any value keeps to plain torch
 _LONG, _POINTER, _FLOAT = ctypes.c_long, ctypes.c_void_p, ctypes.c_float
 _SIGNATURES = {
-    "rms_norm": [_POINTER] * 3 + [_LONG] * 3 + [_FLOAT],
-    "rotate_and_norm": [_POINTER] * 4 + [_LONG] * 4 + [_FLOAT],
+    "rms_norm": [_POINTER] * 3 + [_LONG] * 3 + [_FLOAT, ctypes.c_int],
+    "rotate_and_norm": [_POINTER] * 4 + [_LONG] * 4 + [_FLOAT, ctypes.c_int],
     "causal_softmax": [_POINTER] + [_LONG] * 5,
-    "route": [_POINTER] * 4 + [_LONG] * 4 + [ctypes.c_int, _FLOAT],
-    "gated": [_POINTER] * 3 + [_LONG] * 4,
+    "route": [_POINTER] * 4 + [_LONG] * 4 + [ctypes.c_int, _FLOAT, ctypes.c_int],
+    "gated": [_POINTER] * 3 + [_LONG] * 4 + [ctypes.c_int],
     "attend_latent": [_POINTER] * 9 + [_LONG] * 7 + [_FLOAT, _LONG, ctypes.c_int],
     "bf16_linear": [_POINTER] * 4 + [_LONG] * 3 + [ctypes.c_int],
     "int8_linear": [_POINTER] * 5 + [_LONG] * 3 + [ctypes.c_int],
@@ -101,7 +102,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """As `reference.rms_norm`; x [rows, n] dense in its last dimension."""
     rows, n = x.shape
     out = torch.empty(rows, n, dtype=x.dtype)
-    call("rms_norm", x.data_ptr(), weight.data_ptr(), out.data_ptr(), rows, n, x.stride(0), eps)
+    call("rms_norm", x.data_ptr(), weight.data_ptr(), out.data_ptr(), rows, n, x.stride(0), eps, _threads(x.numel()))
     return out
 
 
@@ -110,7 +111,7 @@ def rotate_and_norm(made: Tensor, cos: Tensor, sin: Tensor, weight: Tensor, eps:
     rows, heads, width = made.shape
     rank = len(weight)
     pointers = (made.data_ptr(), cos.data_ptr(), sin.data_ptr(), weight.data_ptr())
-    call("rotate_and_norm", *pointers, rows, heads, rank, width - rank, eps)
+    call("rotate_and_norm", *pointers, rows, heads, rank, width - rank, eps, _threads(made.numel() // 4))
 
 
 def causal_softmax(scores: Tensor, context: int, first: int) -> None:
@@ -122,7 +123,7 @@ def route(x: Tensor, weight: Tensor, bias: Tensor, top: int, normalise: bool, sc
     """As `reference.route`."""
     shares = torch.empty(len(x), len(weight), dtype=torch.float32)
     pointers = (x.data_ptr(), weight.data_ptr(), bias.data_ptr(), shares.data_ptr())
-    call("route", *pointers, len(x), *weight.shape, top, normalise, scaling)
+    call("route", *pointers, len(x), *weight.shape, top, normalise, scaling, _threads(len(x) * weight.numel()))
     return shares
 
 
@@ -131,8 +132,12 @@ def gated(gate_up: Tensor, shares: Tensor | None, width: int) -> Tensor:
     rows, n = gate_up.shape[0], gate_up.shape[1] // 2
     out = torch.empty(rows, n, dtype=gate_up.dtype)
     owners, experts = (None, 0) if shares is None else (shares.data_ptr(), shares.shape[1])
-    call("gated", gate_up.data_ptr(), owners, out.data_ptr(), rows, n, experts, width)
+    call("gated", gate_up.data_ptr(), owners, out.data_ptr(), rows, n, experts, width, _threads(gate_up.numel()))
     return out
+
+
+def _threads(numbers: int) -> int:
+    return torch.get_num_threads() if numbers >= MANY else 1
 
 
 def multiplies_int8(x: Tensor) -> bool:

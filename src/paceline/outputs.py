@@ -30,11 +30,11 @@ class Timing:
 class CompletionOutput:
     """One answer. `text` ends before a stop string; `token_ids` are all that were generated.
 
-    `origins[i]` tells who wrote token i: 0 the target, d > 0 an accepted draft of depth d. `seed` is the one that was
-    used, so that an answer without a given seed can be had again. `rejected[i]`, when asked for: the draft in the place
-    of token i that the target did not choose, or None. `logprobs`, when asked for: one {token:
-    log-probability} a token. `finish_reason` is "stop" or "length" ("abort" when cancelled). `prefix_hit_tokens`: how
-    many tokens of the prompt the cache held."""
+    `origins[i]` tells who wrote token i: 0 the target, d > 0 an accepted draft of depth d, -1 a grammar. `seed` is the
+    one that was used, so that an answer without a given seed can be had again. `rejected[i]`, when asked for: the draft
+    in the place of token i that the target did not choose, or None. `logprobs`, when asked for: one {token:
+    log-probability} a token. `finish_reason` is "stop" or "length" ("abort" when cancelled, "error" where a grammar led
+    nowhere). `prefix_hit_tokens`: how many tokens of the prompt the cache held."""
 
     index: int
     text: str

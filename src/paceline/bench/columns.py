@@ -82,7 +82,8 @@ def steady_state(answers: Sequence[Answer], concurrency: int) -> Columns | None:
 
 def consistency(columns: Columns, concurrency: int | None) -> Columns:
     """Output tokens/s over concurrency / mean TPOT: 1 when all places always write. Less when places wait for first
-    tokens or stay empty at the end: then a ratio of throughputs and one of TPOTs are different things."""
+    tokens or stay empty at the end: then a ratio of throughputs and one of TPOTs are different things. (A little more
+    is possible: the mean of TPOTs gives slow requests more weight than the throughput does.)"""
     mean = columns["tpot_ms"]["mean"]
     known = concurrency is not None and mean
     return {"check": columns["output_tokens_per_second"] * mean / 1e3 / concurrency if known else None}

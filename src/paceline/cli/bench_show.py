@@ -56,7 +56,7 @@ def print_rows(record: dict[str, Any], markdown: bool = False, details: bool = F
             figures.add_row(*where_of(row), name, *figures_of(arm), *_limits(arm), _check(arm), same(arm))
             if index:
                 ratios.add_row(*where_of(row), name, *ratios_of(arm), *speculation_of(arm))
-    shown = [figures, ratios, *(detail_tables(rows) if details else [])]
+    shown = [figures, ratios, best_table(rows), *(detail_tables(rows) if details else [])]
     for table in filter(lambda table: table.row_count, shown):
         console.print(table)
     if cached := sum(arm["cached_tokens"] for row in rows for arm in row["arms"].values()):
@@ -69,6 +69,15 @@ def _table(*headings: str) -> Table:
         table.add_column(
             SHORT.get(heading, heading), justify="left" if heading in ("arm", "source", "same text") else "right"
         )
+    return table
+
+
+def best_table(rows: list[dict[str, Any]]) -> Table:
+    """The engine's own choice against the best fixed number, where both were measured."""
+    table = _table(*headings_of(rows[0]), "best fixed number", "auto to that")
+    for row in rows:
+        if row["best_fixed"] is not None:
+            table.add_row(*where_of(row), row["best_fixed"]["arm"], interval(row["best_fixed"]["output"]))
     return table
 
 

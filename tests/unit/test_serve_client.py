@@ -6,8 +6,10 @@ import asyncio
 import errno
 import io
 import os
+import re
 import subprocess
 import sys
+import time
 from collections.abc import Coroutine
 from math import inf
 from pathlib import Path
@@ -138,6 +140,24 @@ def test_a_job_that_takes_too_long_ends(tmp_path: Path) -> None:
         assert (tmp_path / "aborts").read_text() == f"{job.id} " and client.open_answers == 0
 
     with_engine(story, tmp_path, timeout=0.2)
+
+
+@pytest.mark.parametrize("jump", [-1e9, 1e9])
+def test_a_clock_that_jumps_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jump: float) -> None:
+    """Deadlines and measured times are of the clock that only goes forward."""
+    told = time.time()
+
+    async def story(client: EngineClient) -> None:
+        waiting = client.submit([9], PARAMS, DRAFTS)
+        monkeypatch.setattr(time, "time", lambda: told + jump)
+        assert await tokens(client.submit([1], PARAMS, DRAFTS)) == [7]
+        assert client.open_answers == 1  # the one that waits
+        client.abort(waiting)
+        page = client._watcher.text(client.stats, client.alive).decode()  # type: ignore[attr-defined]
+        (seconds,) = re.findall(r"e2e_request_latency_seconds_sum\S* (\S+)", page)
+        assert 0 <= float(seconds) < 60
+
+    with_engine(story, tmp_path)
 
 
 def test_a_full_server_says_so(tmp_path: Path) -> None:

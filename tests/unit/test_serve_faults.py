@@ -89,6 +89,29 @@ def test_a_full_queue_says_when_to_come_back(server: Served) -> None:
     assert server.post(COMPLETIONS, SHORT | {"n": 4}).status_code == 400
 
 
+def resident(pid: int) -> int:
+    """Bytes."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_a_client_that_never_reads_holds_up_nobody(server: Served) -> None:
+    """Its answers come to their end in the engine, others are served, and what nobody reads stays small."""
+    body = json.dumps(LONG | {"n": 2, "logprobs": 20, "stop": ["never said"]}).encode()
+    address = server.url.removeprefix("http://").split(":")
+    before = resident(server.process.pid)
+    with socket.socket() as lazy:
+        lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        lazy.connect((address[0], int(address[1])))
+        head = f"Host: x\r\nAuthorization: Bearer {KEY}\r\nContent-Type: application/json\r\n"
+        lazy.sendall(f"POST {COMPLETIONS} HTTP/1.1\r\n{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        until(lambda: server.metric("generation_tokens_total") > 10, "it was not begun")
+        until(lambda: server.post(COMPLETIONS, SHORT).status_code == 200, "nobody else got in")
+        until(lambda: server.metric("num_requests_running") == 0, "the engine waits for a client")
+        assert server.metric("kv_cache_usage_perc") == 0
+        assert resident(server.process.pid) - before < 64 << 20
+    assert server.post(COMPLETIONS, SHORT).status_code == 200
+
+
 def test_a_killed_engine_is_an_error_and_comes_back(server: Served) -> None:
     with server.http.stream("POST", COMPLETIONS, json=LONG) as response:
         lines = (line for line in response.iter_lines() if line)

@@ -197,6 +197,37 @@ def test_what_lm_eval_asks_for(server: Served, llm: LLM) -> None:
             )
 
 
+def test_prompt_logprobs_as_vllm_tells_them(server: Served, llm: LLM) -> None:
+    """In a completion's choices, and beside the choices of a chat."""
+    found = server.answer(COMPLETIONS, {"prompt": PROMPT, "prompt_logprobs": 2} | WARM)["choices"][0]
+    (offline,) = llm.generate(PROMPT, SamplingParams(max_tokens=1, prompt_logprobs=2))
+    rows, expected = found["prompt_logprobs"], offline.prompt_logprobs or []
+    assert found["text"] == text_of(server) and rows[0] is None and len(rows) == len(offline.prompt_token_ids)
+    for token, row, values in zip(offline.prompt_token_ids[1:], rows[1:], expected[1:], strict=True):
+        assert values is not None and row[str(token)]["logprob"] == values[token]
+        assert row[str(token)]["decoded_token"] == llm.tokenizer.token(token) and 2 <= len(row) <= 3
+        assert sorted(each["rank"] for each in row.values() if each["rank"]) == [1, 2]
+    chat = {"messages": MESSAGES, "max_tokens": 2, "prompt_logprobs": 0}
+    answer = server.answer(CHAT, chat)
+    assert len(answer["prompt_logprobs"]) == answer["usage"]["prompt_tokens"]
+    assert server.post(CHAT, chat | {"stream": True}).status_code == 400
+
+
+def test_what_vllm_bench_serve_sends(server: Served) -> None:
+    """Its bodies, with nulls, a header of its own, and its reading of chunks: the usage comes last, without a choice."""
+    fixed = {"model": "default", "stream": True, "stream_options": {"include_usage": True}, "ignore_eos": True}
+    whole = {"prompt": PROMPT, "repetition_penalty": 1.0, "max_tokens": 12, "logprobs": None, "temperature": 0.0}
+    parts = [{"role": "user", "content": [{"type": "text", "text": PROMPT}]}]
+    for path, body in ((COMPLETIONS, whole), (CHAT, {"messages": parts, "max_completion_tokens": 12})):
+        with server.http.stream("POST", path, json=fixed | body, headers={"x-request-id": "bench-0"}) as response:
+            assert response.status_code == 200 and response.headers["x-request-id"] == "bench-0"
+            messages = response.read().decode().split("\n\n")
+        assert messages[-2:] == ["data: [DONE]", ""] and all(each.startswith("data: ") for each in messages[:-1])
+        events = [json.loads(each.removeprefix("data: ")) for each in messages[:-2]]
+        assert all(event["choices"] for event in events[:-1]) and not events[-1]["choices"]
+        assert events[-1]["usage"]["completion_tokens"] == 12
+
+
 def test_paddlenlp_requests(server: Served) -> None:
     """A bare text as a chat, and the path of a client whose base URL ends in /v1/chat/completions."""
     asked = {"model": "default", "text": MESSAGES[0]["content"]} | WARM

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from paceline.serve.answers import Usage, Whole, collect, counted, end_fields
 from paceline.serve.details import TokenDetails
 from paceline.serve.generation import Answers, drafts_for, sampling_params
-from paceline.serve.logprobs import chat_logprobs
+from paceline.serve.logprobs import chat_logprobs, prompt_rows
 from paceline.serve.messages import Finished
 from paceline.serve.protocol import ChatBody, Message
 from paceline.serve.state import State, head, state_of
@@ -32,7 +32,8 @@ async def chat(body: ChatBody, request: Request, state: Annotated[State, Depends
     if not body.stream:
         wholes = await unless_gone(request, collect(deltas, body.n))
         choices = [_choice(number, whole, body, state.tokenizer) for number, whole in enumerate(wholes)]
-        return JSONResponse(head("chat.completion", "chatcmpl", model) | {"choices": choices, "usage": usage.as_dict()})
+        told = {"choices": choices, "usage": usage.as_dict()} | _of_prompt(answers, wholes[0], body)
+        return JSONResponse(head("chat.completion", "chatcmpl", model) | told)
     started = await unless_gone(request, begun(deltas))
     return EventStream(
         _chunks(started, body, head("chat.completion.chunk", "chatcmpl", model), usage, state.tokenizer), answers.abort
@@ -47,9 +48,18 @@ async def _submit(body: ChatBody, state: State) -> Answers:
     room = max(1, state.client.facts.max_model_len - len(prompt))
     details = body.paceline.tokens
     logprobs = (body.top_logprobs or 0) if body.logprobs else 0 if details else None
-    params = sampling_params(body, room if asked is None else asked, logprobs, rejected_drafts=details)
+    length = room if asked is None else asked
+    params = sampling_params(body, length, logprobs, body.prompt_logprobs, rejected_drafts=details)
     drafts = drafts_for(body.speculation, state.client.facts)
     return Answers.submit(state.client, state.tokenizer, [prompt], params, drafts)
+
+
+def _of_prompt(answers: Answers, first: Whole, body: ChatBody) -> dict[str, Any]:
+    """vLLM's field beside the choices, for those who ask for it."""
+    if body.prompt_logprobs is None:
+        return {}
+    prompt, top = answers.jobs[0].prompt, body.prompt_logprobs
+    return {"prompt_logprobs": prompt_rows(prompt, first.prompt_logprobs, top, answers.tokenizer)}
 
 
 def _choice(number: int, whole: Whole, body: ChatBody, tokenizer: Tokenizer) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from paceline.serve.answers import Usage, Whole, collect, counted, end_fields
 from paceline.serve.errors import ApiError
 from paceline.serve.generation import Answers, drafts_for, sampling_params
-from paceline.serve.logprobs import completion_logprobs
+from paceline.serve.logprobs import completion_logprobs, prompt_rows
 from paceline.serve.protocol import CompletionBody
 from paceline.serve.state import State, head, state_of
 from paceline.serve.stream import EventStream, begun, unless_gone
@@ -30,7 +30,7 @@ router = APIRouter()
 async def completions(body: CompletionBody, request: Request, state: Annotated[State, Depends(state_of)]) -> Response:
     model = state.model_name(body.model)
     max_tokens = MAX_TOKENS if body.max_tokens is None else body.max_tokens
-    params = sampling_params(body, max_tokens, body.logprobs, body.logprobs if body.echo else None)
+    params = sampling_params(body, max_tokens, body.logprobs, _scored(body))
     drafts = drafts_for(body.speculation, state.client.facts)
     state.client.check_room(params.n)  # before any work
     prompts = await _encoded(body, state)
@@ -44,6 +44,12 @@ async def completions(body: CompletionBody, request: Request, state: Annotated[S
         choices = [shape.choice(number, whole) for number, whole in enumerate(wholes)]
         return JSONResponse(start | {"choices": choices, "usage": usage.as_dict()})
     return EventStream(_chunks(await unless_gone(request, begun(deltas)), shape, start, usage), answers.abort)
+
+
+def _scored(body: CompletionBody) -> int | None:
+    """How many of the likeliest tokens are wanted in the place of each token of the prompt."""
+    wanted = (body.prompt_logprobs, body.logprobs if body.echo else None)
+    return max((each for each in wanted if each is not None), default=None)
 
 
 async def _encoded(body: CompletionBody, state: State) -> list[list[int]]:
@@ -96,7 +102,11 @@ class _Shape:
             logprobs, self._offsets[number] = completion_logprobs(
                 tokens, rows, self.body.logprobs, self.tokenizer, offset
             )
-        return {"index": number, "text": text, "logprobs": logprobs} | end_fields(part.finished)
+        choice = {"index": number, "text": text, "logprobs": logprobs} | end_fields(part.finished)
+        if self.body.prompt_logprobs is not None:
+            top, prompt = self.body.prompt_logprobs, self.prompts[number // self.body.n]
+            choice["prompt_logprobs"] = prompt_rows(prompt, part.prompt_logprobs, top, self.tokenizer)
+        return choice
 
 
 async def _chunks(

@@ -42,7 +42,6 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "use_beam_search": (False,),
     "length_penalty": (1.0,),
     "early_stopping": (False,),
-    "prompt_logprobs": (),
     "truncate_prompt_tokens": (),
     "allowed_token_ids": ([],),
     "bad_words": ([],),

@@ -50,6 +50,29 @@ def completion_logprobs(
     }, offsets[-1]
 
 
+def prompt_rows(
+    prompt: list[int], rows: list[dict[int, float]], top: int, tokenizer: Tokenizer
+) -> list[dict[str, dict[str, Any]] | None]:
+    """vLLM's `prompt_logprobs`: for each token of the prompt but the first, which follows nothing, the likeliest tokens
+    in its place and itself, by id. The rank of one that is not among the likeliest is not known."""
+    found: list[dict[str, dict[str, Any]] | None] = [None]
+    for token, row in zip(prompt[1:], rows, strict=True):
+        best = dict(_likeliest(row, top))
+        ranks = {other: rank for rank, other in enumerate(best, 1)}
+        told = best | {token: row[token]}
+        found.append(
+            {
+                str(other): {
+                    "logprob": max(value, LEAST),
+                    "rank": ranks.get(other),
+                    "decoded_token": tokenizer.token(other),
+                }
+                for other, value in told.items()
+            }
+        )
+    return found
+
+
 def _by_text(token: int, row: dict[int, float], top: int, tokenizer: Tokenizer) -> dict[str, float]:
     """The likeliest tokens and the one that came. Of tokens with the same text that one counts, else the likeliest."""
     best = {tokenizer.token(other): max(value, LEAST) for other, value in reversed(_likeliest(row, top))}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -57,6 +57,7 @@ class GenerationBody(FormFields):
     max_tokens: int | None = None
     min_tokens: int = 0
     n: int = 1
+    prompt_logprobs: int | None = None
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     speculation: Speculation = Speculation()
@@ -65,6 +66,12 @@ class GenerationBody(FormFields):
     @classmethod
     def _check_fields(cls, body: Any) -> Any:
         return checked(body, frozenset(cls.model_fields))
+
+    @model_validator(mode="after")
+    def _is_told_whole(self) -> Self:
+        if self.stream and self.prompt_logprobs is not None:
+            raise ValueError("prompt_logprobs come with a whole answer; leave them out, or stream")
+        return self
 
 
 class ContentPart(Body):

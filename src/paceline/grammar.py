@@ -58,14 +58,17 @@ class Grammars:
     @cached_property
     def _tokenizer(self) -> LLTokenizer:
         make: type[LLTokenizer] = library().LLTokenizer
-        return make(self._source.to_json(), n_vocab=self._vocab_size, eos_token=self._eos or None)
+        try:
+            return make(self._source.to_json(), n_vocab=self._vocab_size, eos_token=self._eos or None)
+        except ValueError as error:
+            raise UserError(f"This model's tokenizer cannot do structured outputs: {_reason(str(error))}.") from None
 
     def _compile(self, asked: StructuredOutputsParams) -> LLMatcher:
-        llguidance = library()
+        llguidance, tokenizer = library(), self._tokenizer
         limits = llguidance.LLParserLimits(verbose_errors=False, max_lexer_states=MOST_STATES)
         try:
             text = _library_text(asked)
-            matcher: LLMatcher = llguidance.LLMatcher(self._tokenizer, text, log_level=0, limits=limits)
+            matcher: LLMatcher = llguidance.LLMatcher(tokenizer, text, log_level=0, limits=limits)
         except ValueError as error:  # also of text that is not Unicode
             raise _refused(asked, str(error)) from None
         trial = matcher.deep_copy()

@@ -288,6 +288,17 @@ def test_without_the_library_one_sentence(monkeypatch: pytest.MonkeyPatch) -> No
         mine.start(StructuredOutputsParams(regex="a"))
 
 
+def test_a_tokenizer_that_cannot_do_it_says_so() -> None:
+    class Odd:
+        def to_json(self) -> str:
+            return '{"model": {"type": "WordLevel", "vocab": {"one": 0}, "unk_token": "one"}}'
+
+    mine = Grammars(Odd(), VOCAB, [EOS])
+    mine.prepare()
+    with pytest.raises(UserError, match="tokenizer"):
+        mine.start(StructuredOutputsParams(regex="a"))
+
+
 def test_the_parameter_is_checked() -> None:
     with pytest.raises(UserError, match="exclude each other"):
         SamplingParams(ignore_eos=True, structured_outputs=StructuredOutputsParams(regex="a"))

@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--url", help="a server that runs already")
     parser.add_argument("--scheme", choices=("light", "dark"), default="light")
-    parser.add_argument("--size", default="1280x1010", help="of the window, in pixels")
+    parser.add_argument("--size", default="1280x1060", help="of the window, in pixels")
     parser.add_argument("--rounds", type=int, default=2, help="of the race")
     options, flags = parser.parse_known_args()
     width, height = map(int, options.size.split("x"))

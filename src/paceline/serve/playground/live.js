@@ -19,9 +19,9 @@ class Live {
     this.looks = [];
     this.speed = new Lines("Tokens written", ["tokens a second"], POINTS, "tokens/s");
     this.load = new Lines("Requests", ["running", "waiting"], POINTS);
-    this.cache = new Bars("KV cache in use", "nothing yet", () => "plain");
-    this.accepted = new Bars("Accepted, by position", "no drafts yet", (at) => `d${Math.min(at + 1, 4)}`);
-    this.widths = new Bars("Drafts at a time", "no drafts yet", () => "plain");
+    this.cache = new Bars("KV cache in use", "nothing yet", { wide: true });
+    this.accepted = new Bars("Accepted, by position", "no drafts yet", { kind: (at) => `d${Math.min(at + 1, 4)}` });
+    this.widths = new Bars("Drafts at a time", "no drafts yet");
     this.plots = [this.speed, this.load, this.cache, this.accepted, this.widths];
   }
 

@@ -24,7 +24,7 @@ export class Lines {
     this.svg.append(this.area, ...this.paths);
     this.element = make(
       "div",
-      { className: "plot" },
+      { className: "plot wide" },
       make("h3", {}, title),
       make("p", { className: "heads" }, ...heads, this.most),
       this.svg,
@@ -58,14 +58,14 @@ export class Lines {
   }
 }
 
-/** Shares as horizontal bars, one a line: label, bar, percentage. */
+/** Shares as horizontal bars, one a line: label, bar, percentage; a wide one is a single bar without a label. */
 export class Bars {
-  constructor(title, empty, kind = () => "") {
+  constructor(title, empty, { kind = () => "", wide = false } = {}) {
     this.title = title;
     this.empty = empty;
     this.kind = kind;
     this.rows = make("div", { className: "bars", role: "img" });
-    this.element = make("div", { className: "plot" }, make("h3", {}, title), this.rows);
+    this.element = make("div", { className: wide ? "plot wide" : "plot" }, make("h3", {}, title), this.rows);
     this.show([]);
   }
 
@@ -85,7 +85,7 @@ export class Bars {
     const fill = make("span", { className: `fill ${this.kind(at)}` });
     fill.style.width = `${100 * (share ?? 0)}%`;
     return [
-      make("span", { className: "label" }, label),
+      ...(label ? [make("span", { className: "label" }, label)] : []),
       make("span", { className: "track" }, fill),
       make("span", { className: "value" }, share === null ? "–" : percent(share)),
     ];

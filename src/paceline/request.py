@@ -184,8 +184,7 @@ class Request:
     `tokens` is the prompt, then all that is committed; the last one is pending: the target has not read it yet.
     `cached` of them have been read. `blocks` is the block table; `row` is this request's row in every per-request
     tensor (-1 while it waits).
-    `drafter` names whose drafts it takes (None: the engine's first drafter's). `resting`: no drafts are planned for it,
-    so its drafter need not follow what it reads.
+    `drafter` names whose drafts it takes (None: the engine's first drafter's).
     `origins[i]` tells who wrote generated token i: 0 the target, d > 0 an accepted draft of depth d, -1 (`FORCED`) a
     grammar that allowed nothing else.
     `prompt_logprobs[i]` is about token i + 1 of the prompt: the first one follows nothing.
@@ -202,7 +201,6 @@ class Request:
     row: int = -1
     num_speculative_tokens: int | None = None
     drafter: str | None = None
-    resting: bool = False
     finish_reason: str | None = None
     origins: list[int] = field(default_factory=list)
     logprobs: list[dict[int, float]] = field(default_factory=list)

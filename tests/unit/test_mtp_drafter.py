@@ -101,7 +101,7 @@ class Whim:
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
 
-    def widths(self, ready: list[Request], reading: int) -> list[int]:
+    def widths(self, ready: list[Request]) -> list[int]:
         if self.rng.random() < 0.4:  # nobody drafts
             return [0] * len(ready)
         return [self.rng.choice((0, 1, 2, 3, 5)) for _ in ready]
@@ -136,7 +136,8 @@ def run(
     requests = [r for i, p in enumerate(prompts) for r in engine.add_request(str(i), p, params)]
     while engine.has_unfinished:
         for request in requests:
-            request.resting = whim is not None and rng.random() < 0.3
+            if whim is not None:  # it decides all widths by itself, but what is read of a prompt goes by this
+                request.num_speculative_tokens = rng.choice((0, None, None))
         engine.step()
         steps += 1
         if steps % every == 0:
@@ -189,7 +190,7 @@ def test_who_does_not_draft_costs_no_module_a_pass(loaded: Loaded, monkeypatch: 
     monkeypatch.setattr(MTPDrafter, "forward", lambda self, d, *rest: passes.append(d) or forward(self, d, *rest))
     engine = loaded.engine(replace(BASE, max_model_len=250))
     (request,) = engine.add_request("a", list(range(10, 40)), SamplingParams(max_tokens=210, ignore_eos=True))
-    request.num_speculative_tokens, request.resting = 0, True
+    request.num_speculative_tokens = 0
     for _ in range(130):
         engine.step()
     drafter = engine.drafter
@@ -205,6 +206,28 @@ def test_who_does_not_draft_costs_no_module_a_pass(loaded: Loaded, monkeypatch: 
     assert passes == [1] * 6 + [2, 3]
     engine.step()
     assert assert_exact(loaded, engine, [request]) > 2 * strands.WINDOW
+
+
+def test_prompts_are_read_for_nobody_once_nobody_drafts(loaded: Loaded) -> None:
+    config = replace(BASE, max_num_batched_tokens=9, max_model_len=200, enable_prefix_caching=False)
+    engine = loaded.engine(config)
+    drafter = engine.drafter
+    assert isinstance(drafter, MTPDrafter)
+    params = SamplingParams(max_tokens=60, ignore_eos=True)
+    (first,) = engine.add_request("first", [5], params)
+    engine.step()
+    followed = []
+    for name, width in (("a", 3), ("b", 0)):
+        first.num_speculative_tokens = width
+        for _ in range(10):
+            engine.step()
+        (request,) = engine.add_request(name, list(range(10, 90)), params)
+        for _ in range(6):
+            engine.step()
+        assert request.lag > 1
+        followed.append(drafter.tracks[request.row].strands[0].start > 1)
+        engine.abort(name)
+    assert followed == [True, False]
 
 
 def test_a_short_rest_loses_nothing(loaded: Loaded) -> None:

@@ -56,8 +56,8 @@ class Drafter(Protocol):
 
         deeper: asked after the drafts of each depth, who gets one more; None: all, up to their width. A drafter whose
         drafts cost nothing need not ask. Called once every step, also with no requests, so that what was observed is
-        absorbed before blocks change hands. Drafting is to cost nothing where it is not done: a request of width 0, or
-        one that reads a prompt and is `resting`, is not absorbed for, and goes on from its last tokens afterwards."""
+        absorbed before blocks change hands. Drafting is to cost nothing where it is not done: a request of width 0 is
+        not absorbed for, and goes on from its last tokens afterwards."""
         ...
 
     def forget(self, row: int) -> None:

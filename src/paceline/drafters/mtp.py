@@ -38,6 +38,8 @@ from paceline.sampling import Sampler
 from paceline.spec.proposal import Proposal
 from paceline.spec.strands import LONG, MOST, WINDOW, Part, Strand, Track
 
+_QUIET = 8  # after so many steps without a draft, prompts are not followed either
+
 
 class MTPDrafter:
     """Drafts with `mtp` on its own pool, which shares the target's slots and block tables."""
@@ -59,6 +61,7 @@ class MTPDrafter:
         self.kept = pool.k[0].new_zeros(depths, pool.num_blocks, hidden)
         self.known: list[list[tuple[int, ...] | None]] = [[None] * pool.num_blocks for _ in range(depths)]
         self.tracks: dict[int, Track] = {}  # by row
+        self.quiet = 0  # steps in a row in which some might have drafted, and nobody did
 
     @classmethod
     def build(cls, config: EngineConfig, target_runner: Any) -> MTPDrafter:
@@ -134,17 +137,20 @@ class MTPDrafter:
         ready = [self.tracks[request.row] for request in requests]
         for track, width in zip(ready, widths, strict=True):
             track.plan(width)
+        self.quiet = self.quiet + 1 if ready and not any(widths) else 0
         reading = self.reading(ready) if len(left) + len(ready) < len(self.tracks) else []
-        self.draft(ready, reading, deeper)
+        if reading or any(widths):
+            self.draft(ready, reading, deeper)
         return Proposal.of_chains([[track.request.tokens[-1], *track.drafts] for track in ready])
 
     def reading(self, ready: list[Track]) -> list[Track]:
-        """Those that read a prompt and will draft; the others rest."""
+        """Those that read a prompt and, as it seems, will draft; the others rest."""
         here, found = set(ready), []
+        quiet = self.quiet >= _QUIET
         for track in self.tracks.values():
             if track in here or track.left:
                 continue
-            if track.request.resting or track.request.num_speculative_tokens == 0:
+            if quiet or track.request.num_speculative_tokens == 0:
                 track.plan(0)
             else:
                 track.goes_on = False

@@ -88,11 +88,11 @@ def test_the_full_matrix_covers_what_it_says() -> None:
     arms = matrix(FULL)
     seen = {(arm.drafter, arm.num_speculative_tokens) for arm in arms}
     drafters = set(drafter_names()) - {"none"}
-    assert drafters >= {"mtp", "ngram"} and seen == {("none", 0), *product(drafters, (1, 2, 3, 5))}
+    assert drafters >= {"mtp", "ngram"} and seen == {("none", 0), *product(drafters, (1, 2, 3, 5, "auto"))}
     names = {circumstance.name for circumstance in CIRCUMSTANCES}
     assert met(arms, "batch") == set(product((1, 4, 16), names))
     assert met(arms, "drafter") == set(product(drafters, names))
-    assert met(arms, "num_speculative_tokens") == set(product((1, 2, 3, 5), names))
+    assert met(arms, "num_speculative_tokens") == set(product((1, 2, 3, 5, "auto"), names))
     assert {arm.params.temperature for arm in arms} == {0.0, 0.8} and len({arm.params.seed for arm in arms}) == 3
 
 

@@ -16,6 +16,7 @@ from paceline.drafters import drafter_names
 from paceline.llm import LLM, Prompt
 from paceline.outputs import RequestOutput
 from paceline.request import SamplingParams
+from paceline.speculative_config import AUTO
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ CIRCUMSTANCES = (
 @dataclass(frozen=True)
 class Arm:
     drafter: str
-    num_speculative_tokens: int
+    num_speculative_tokens: int | str
     batch: int
     params: SamplingParams
     circumstance: Circumstance
@@ -71,11 +72,11 @@ class Size:
     prompts: int
     max_tokens: int
     seeds: int
-    lengths: tuple[int, ...]
+    lengths: tuple[int | str, ...]
     batches: tuple[int, ...]
 
 
-FULL = Size(prompts=200, max_tokens=48, seeds=2, lengths=(1, 2, 3, 5), batches=(1, 4, 16))
+FULL = Size(prompts=200, max_tokens=48, seeds=2, lengths=(1, 2, 3, 5, AUTO), batches=(1, 4, 16))
 QUICK = Size(prompts=6, max_tokens=32, seeds=1, lengths=(1, 3), batches=(1, 4))
 
 
@@ -94,7 +95,8 @@ class Report:
 
 def matrix(size: Size) -> list[Arm]:
     """All arms, for every drafter there is."""
-    drafters = [("none", 0), *product((name for name in drafter_names() if name != "none"), size.lengths)]
+    guessing = [name for name in drafter_names() if name != "none"]
+    drafters: list[tuple[str, int | str]] = [("none", 0), *product(guessing, size.lengths)]
     cases = product(enumerate(drafters), enumerate(size.batches), enumerate(samplings(size)))
     return [
         Arm(drafter, k, batch, params, CIRCUMSTANCES[(d + b + s) % len(CIRCUMSTANCES)])

@@ -63,7 +63,7 @@ class Engine:
         self.grammars = grammars
         self.stats, self.canary = EngineStats(), Canary(drafter.suspects)
         self.policy = TimedPolicy(scheduler.policy)
-        scheduler.widths = self.policy.widths
+        self.stats.policy, scheduler.widths = self.policy.as_dict, self.policy.widths
 
     def add_request(
         self,

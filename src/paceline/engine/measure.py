@@ -97,7 +97,11 @@ class Measuring:
         finally:
             self._clear()
             engine.step()  # the drafter forgets the last rows
-            engine.policy.policy, engine.drafter, engine.stats = policy, drafter, EngineStats()
+            engine.policy.policy, engine.drafter, engine.stats = (
+                policy,
+                drafter,
+                EngineStats(policy=engine.policy.as_dict),
+            )
             engine.policy.seconds = 0.0
             allocator.prefix_caching, engine.canary.suspects = caching, canary
 

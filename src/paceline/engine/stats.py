@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
@@ -28,6 +29,7 @@ class EngineStats:
     speculation: SpeculationStats = field(default_factory=SpeculationStats)
     by_drafter: dict[str, SpeculationStats] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
+    policy: Callable[[], dict[str, Any]] = dict
     _last: float = 0.0
 
     def start(self) -> None:
@@ -64,4 +66,4 @@ class EngineStats:
         plain = {name: getattr(self, name) for name in counts}
         drafters = {name: stats.as_dict() for name, stats in self.by_drafter.items()}
         speculation = self.speculation.as_dict() | {"by_drafter": drafters}
-        return plain | {"seconds": dict(self.seconds), "speculation": speculation}
+        return plain | {"seconds": dict(self.seconds), "speculation": speculation, "policy": self.policy()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from time import perf_counter
+from typing import Any
 
 from paceline.batch import ForwardBatch
 from paceline.drafters.base import Deeper
@@ -75,6 +76,10 @@ class TimedPolicy:
         agreed = self._agreed(verdict, verified)
         self.policy.learn(StepFacts(verified, agreed, batch.starts[-1], context, spent, self._drafting))
         self.seconds += perf_counter() - now
+
+    def as_dict(self) -> dict[str, Any]:
+        """What was decided, and the seconds that it took."""
+        return self.policy.as_dict() | {"seconds": self.seconds}
 
     def _agreed(self, verdict: Verdict, verified: list[int]) -> list[int]:
         """As in `StepFacts`; what a grammar forced is nobody's draft."""

@@ -24,7 +24,7 @@ from typing import Any
 from paceline.request import Request
 from paceline.spec.allocate import Group, allocate, weighted
 from paceline.spec.cost import Costs, CostTable
-from paceline.spec.survival import History, Survival, confidence_bin
+from paceline.spec.survival import History, Kind, Survival, confidence_bin
 from paceline.spec.width import StepFacts
 
 _MARGIN_OFF, _MARGIN_ON = 1.03, 1.01  # drafting begins when it promises so much more than none, and goes on with less
@@ -67,7 +67,7 @@ class AdaptiveWidth:
         self.costs, self.survival, self.most = Costs(table), Survival(most), most
         self.latency_weight, self.decisions = latency_weight, Decisions()
         self._kept: dict[tuple[int, int], tuple[list[float], list[list[float]]]] = {}
-        self._gains: dict[tuple[int, int, tuple[int, ...]], list[float]] = {}
+        self._gains: dict[tuple[Kind, int, tuple[int, ...]], list[float]] = {}
         self._steps, self._on, self._credit = 0, True, 0.0
         self._step: _Step | None = None
         self._drafted: list[int] = []  # requests that made draft number j + 1 in this step
@@ -175,7 +175,7 @@ class AdaptiveWidth:
     def _groups(self, histories: list[tuple[int, History]], depth: int) -> tuple[list[Group], list[list[int]]]:
         """Requests with the same prospects together: their gains from draft `depth` + 1 on, and which they are."""
 
-        def alike(entry: tuple[int, History]) -> tuple[int, int, list[int]]:
+        def alike(entry: tuple[int, History]) -> tuple[Kind, int, list[int]]:
             return entry[1].kind, entry[1].level, entry[1].bins
 
         groups, members = [], []
@@ -185,7 +185,7 @@ class AdaptiveWidth:
             members.append(rows)
         return groups, members
 
-    def _prospects(self, kind: int, level: int, bins: tuple[int, ...]) -> list[float]:
+    def _prospects(self, kind: Kind, level: int, bins: tuple[int, ...]) -> list[float]:
         """Gains of a request's drafts; requests that look alike share them for some steps."""
         found = self._gains.get((kind, level, bins))
         if found is None:

@@ -9,7 +9,7 @@ Three questions are asked of what was seen so far, for draft j of a request whos
 Each is a discounted Beta count with a prior, so that drafting starts at once and old text is forgotten. A request's own
 history is one number, its log-odds against everybody's: p / (1 - p) is multiplied by e^shift. The shift follows the
 gradient of the log-likelihood, y - p, and decays towards 0, which shrinks it to the common estimate.
-Greedy requests and those that draw are counted apart: the drafter's log q means another thing there.
+Drafters are counted apart, and so are greedy requests and those that draw: log q means another thing there.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ _FIRST = (0.85, 0.82, 0.8)  # prior of depths 1, 2, 3, ...; the last one goes on
 _PRIOR, _KEEP = 4.0, 0.999  # the prior counts as so many drafts; a count loses 1 in 1000 with each new one
 _RATE, _DECAY = 0.1, 0.97  # of a request's shift: how fast it follows one draft, what is left of it after one
 _STEP, _LEVELS = 0.2, 8  # shifts are used in steps, so that requests of one level share their sums
+
+
+Kind = tuple[str, bool]  # whose drafts, and whether they are drawn
 
 
 class Rate:
@@ -75,7 +78,7 @@ class History:
     """One request's row: whose it is, its shift, and what its present drafts looked like."""
 
     owner: Request
-    kind: int
+    kind: Kind
     shift: float = 0.0
     bins: list[int] = field(default_factory=list)
 
@@ -91,17 +94,19 @@ class Survival:
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self.kinds = (Depths(most), Depths(most))  # greedy, drawn
+        self.kinds: dict[Kind, Depths] = {}
         self._rows: dict[int, History] = {}
 
     def history(self, request: Request) -> History:
         """That of the request's row; a new one when the row has changed hands."""
         found = self._rows.get(request.row)
         if found is None or found.owner is not request:
-            found = self._rows[request.row] = History(request, int(request.params.temperature > 0))
+            kind = request.drafter or "", request.params.temperature > 0
+            self.kinds.setdefault(kind, Depths(self.most))
+            found = self._rows[request.row] = History(request, kind)
         return found
 
-    def chain(self, kind: int, level: int, bins: Sequence[int], length: int) -> list[float]:
+    def chain(self, kind: Kind, level: int, bins: Sequence[int], length: int) -> list[float]:
         """P(the first j drafts are accepted), j = 1 .. length, where drafts with the confidences `bins` were made."""
         counts, odds, product, products = self.kinds[kind], exp(_STEP * level), 1.0, []
         for j in range(length):

@@ -1,0 +1,323 @@
+"""Adaptive width: the best set of drafts by brute force, estimates that converge, a switch that turns both ways."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from itertools import product
+from math import log, prod
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mock_model import MockDrafter, make_engine, plain_text
+
+from paceline import LLM, SamplingParams, UserError
+from paceline.bench.policy_replay import SHAPES, Oracle, Replay
+from paceline.bench.traces import Trace, Traces
+from paceline.engine.cost_cache import cached_table
+from paceline.engine.measure import below, rising
+from paceline.request import Request
+from paceline.spec.adaptive import AdaptiveWidth
+from paceline.spec.allocate import Group, allocate, weighted
+from paceline.spec.cost import Costs, CostTable
+from paceline.spec.survival import Survival, shifted
+from paceline.spec.width import FixedWidth, StepFacts
+
+MOST = 3
+
+
+def table(row: float = 0.1, draft: float = 0.1, requests: int = 16) -> CostTable:
+    """A pass of 1 s for one request, `row` more for each further row; `draft` for each depth, twice that for all."""
+    sizes = [1, requests]
+    extra = [0, MOST * requests]
+    seconds = [[1 + row * (size - 1 + x) for x in extra] for size in sizes]
+    return CostTable(sizes, [extra, extra], seconds, 0.0, [[(1, draft), (requests, draft * 2)]] * MOST)
+
+
+def requests_of(count: int, temperature: float = 0.0) -> list[Request]:
+    params = SamplingParams(temperature=temperature)
+    found = [Request(str(r), [1] * 9, 8, params, 0, cached=8) for r in range(count)]
+    for row, request in enumerate(found):
+        request.row = row
+    return found
+
+
+steps_up = st.lists(st.floats(0, 1), min_size=10, max_size=10)
+staircase = steps_up.map(lambda steps: [1 + sum(steps[:i]) for i in range(10)])
+each_alone = st.lists(st.floats(0.05, 1), min_size=1, max_size=3)
+chains = each_alone.map(lambda p: [prod(p[: j + 1]) for j in range(len(p))])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(chains, min_size=1, max_size=3), staircase, st.floats(0, 0.5))
+def test_no_other_allocation_is_better(gains: list[list[float]], passes: list[float], each: float) -> None:
+    """Whatever the staircase: against every width of every request."""
+    drafts = [[each * n for n in range(4)]] * 3
+    tokens = float(len(gains))
+    found = allocate([Group(chain, 1) for chain in gains], passes, drafts, tokens)
+    best = 0.0
+    for widths in product(*(range(len(chain) + 1) for chain in gains)):
+        value = tokens + sum(sum(chain[:width]) for chain, width in zip(gains, widths, strict=True))
+        counts = [sum(width > j for width in widths) for j in range(3)]
+        seconds = passes[sum(widths)] + sum(drafts[j][n] for j, n in enumerate(counts))
+        best = max(best, value / seconds)
+    assert found.score == pytest.approx(best)
+    assert found.score >= found.idle
+    widths = [sum(taken) for taken in found.taken]
+    assert found.tokens == pytest.approx(tokens + sum(sum(c[:w]) for c, w in zip(gains, widths, strict=True)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(chains, min_size=1, max_size=3), staircase, st.floats(0.1, 3))
+def test_at_a_given_rate_every_draft_set_pays(gains: list[list[float]], passes: list[float], rate: float) -> None:
+    free = [[0.0] * 4] * 3
+    found = allocate([Group(chain, 1) for chain in gains], passes, free, 0.0, rate)
+    best = max(
+        sum(sum(chain[:width]) for chain, width in zip(gains, widths, strict=True)) - rate * passes[sum(widths)]
+        for widths in product(*(range(len(chain) + 1) for chain in gains))
+    )
+    assert found.score == pytest.approx(best)
+
+
+def test_a_group_is_so_many_requests() -> None:
+    passes = [1 + 0.05 * b for b in range(9)]
+    drafts = [[0.0, 0.1, 0.1, 0.1, 0.1]] * 2
+    together = allocate([Group([0.8, 0.6], 4)], passes, drafts, 4.0)
+    apart = allocate([Group([0.8, 0.6], 1)] * 4, passes, drafts, 4.0)
+    assert together.score == apart.score and together.taken == [[4, 4]]
+
+
+@given(chains, st.floats(0, 1))
+def test_a_latency_weight_keeps_prefixes_in_order(chain: list[float], weight: float) -> None:
+    gains = weighted(chain, weight)
+    assert gains == sorted(gains, reverse=True) and all(a <= b for a, b in zip(gains, chain, strict=True))
+    assert weighted(chain, 0) == chain
+
+
+def test_more_survival_never_drafts_less() -> None:
+    passes, drafts = [1 + 0.12 * b for b in range(7)], [[0.0, 0.2, 0.25]] * 3
+    widths = [
+        sum(allocate([Group([p, p * p, p**3], 2)], passes, drafts, 2.0).taken[0])
+        for p in (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
+    ]
+    assert widths == sorted(widths) and widths[0] == 0 and widths[-1] == 6
+
+
+def test_estimates_come_to_the_true_rates() -> None:
+    """Sure drafts are right nine times in ten, unsure ones four times."""
+    survival, rng = Survival(2), random.Random(0)
+    (request,) = requests_of(1)
+    history = survival.history(request)
+    for _ in range(6000):
+        bins = [rng.choice([2, 10]) for _ in range(2)]
+        agreed = 0
+        while agreed < 2 and rng.random() < {2: 0.4, 10: 0.9}[bins[agreed]]:
+            agreed += 1
+        history.bins = bins
+        survival.learn(history, 2, agreed)
+    sure, unsure = (survival.chain(history.kind, 0, [b], 1)[0] for b in (10, 2))
+    assert sure == pytest.approx(0.9, abs=0.05) and unsure == pytest.approx(0.4, abs=0.08)
+    first, both = survival.chain(history.kind, 0, [], 2)
+    assert first == pytest.approx(0.65, abs=0.06) and both == pytest.approx(0.65**2, abs=0.08)
+
+
+def test_a_request_that_does_better_than_others_is_told_apart() -> None:
+    survival = Survival(1)
+    good, bad = (survival.history(request) for request in requests_of(2))
+    for _ in range(60):
+        survival.learn(good, 1, 1)
+        survival.learn(bad, 1, 0)
+    assert good.level > 0 > bad.level
+    for _ in range(200):
+        survival.learn(bad, 0, 0)
+    assert bad.level == 0, "what is not drafted for is forgiven"
+    assert shifted(0.5, 1.0) == 0.5
+
+
+def step(policy: AdaptiveWidth, ready: list[Request], costs: Costs, right: int) -> list[int]:
+    """One step of a machine that costs what `costs` says, where `right` drafts of each request are right."""
+    widths = policy.widths(ready)
+    count = sum(width > 0 for width in widths)
+    extra = sum(widths)
+    agreed = [min(width, right) for width in widths]
+    drafting = [costs.drafts(depth, count)[sum(w > depth for w in widths)] for depth in range(max(widths))]
+    seconds = costs.passes(len(ready), extra, 0, 0)[0]
+    policy.learn(StepFacts(widths, agreed, len(ready) + extra, 0, seconds, drafting))
+    return widths
+
+
+def test_it_drafts_from_the_first_step_on() -> None:
+    assert AdaptiveWidth(table(), MOST).widths(requests_of(1)) == [MOST]
+
+
+def test_it_turns_off_under_load_and_on_again() -> None:
+    costs = table(row=0.9, draft=0.05)
+    cheap = replace(costs, seconds=[[1.0, 1.5], costs.seconds[1]])
+    policy = AdaptiveWidth(cheap, MOST)
+    assert all(policy.widths(requests_of(1)))
+    assert sum(policy.widths(requests_of(16))) <= 1
+    assert all(policy.widths(requests_of(1))) and policy.decisions.switches == 2
+
+
+def test_bad_text_turns_it_off_and_good_text_on_again() -> None:
+    costs, ready = table(row=0.3, draft=0.3), requests_of(4)
+    policy = AdaptiveWidth(costs, MOST)
+    machine = Costs(costs)
+    for _ in range(300):
+        step(policy, ready, machine, right=0)
+    assert sum(step(policy, ready, machine, right=0)) <= 1, "at most a probe"
+    probes = policy.decisions.probes
+    for _ in range(6000):
+        last = step(policy, ready, machine, right=3)
+    assert policy.decisions.probes > probes and all(last), "never off for good"
+
+
+def test_a_probe_costs_next_to_nothing() -> None:
+    costs, ready = table(row=0.9, draft=0.9), requests_of(4)
+    policy, machine = AdaptiveWidth(costs, MOST), Costs(costs)
+    drafted = sum(sum(step(policy, ready, machine, right=0)) for _ in range(2000))
+    assert 0 < drafted < 60
+
+
+def test_a_requests_own_number_is_what_it_gets() -> None:
+    ready = requests_of(3)
+    ready[0].num_speculative_tokens, ready[1].num_speculative_tokens = 0, 2
+    policy = AdaptiveWidth(table(row=5.0), MOST)
+    assert policy.widths(ready)[:2] == [0, 2]
+    assert policy.deeper(1, [ready[1]], [-9.0]) == [True] and policy.deeper(2, [ready[1]], [-9.0]) == [False]
+    assert policy.cut(ready, [0, 2, 0]) == [0, 2, 0]
+
+
+def test_unsure_drafts_end_a_chain_and_sure_ones_do_not() -> None:
+    ready = requests_of(2)
+    policy = AdaptiveWidth(table(row=0.3, draft=0.12), MOST)
+    policy.widths(ready)
+    for _ in range(300):
+        policy.widths(ready)
+        policy.deeper(1, ready, [log(0.05), log(0.999)])
+        policy.learn(StepFacts([1, 1], [0, 1], 4, 0, 1.4, [0.2]))
+    policy.widths(ready)
+    assert policy.deeper(1, ready, [log(0.05), log(0.999)]) == [False, True]
+
+
+def test_the_same_measurements_lead_to_the_same_decisions() -> None:
+    def run() -> list[list[int]]:
+        policy, ready, machine = AdaptiveWidth(table(), MOST), requests_of(5), Costs(table(row=0.3))
+        return [step(policy, ready, machine, right=number % 4) for number in range(200)]
+
+    assert run() == run()
+
+
+def test_costs_follow_what_steps_take() -> None:
+    costs, true = Costs(table()), Costs(table(row=0.3, draft=0.4))
+    for number in range(4000):
+        requests, extra = 1 + number % 16, number % 17
+        costs.learn_pass(requests, extra, 0, true.passes(requests, extra, 0, 0)[0])
+        costs.learn_draft(number % MOST, requests, true.drafts(number % MOST, requests)[requests])
+    for requests in (1, 16):
+        assert costs.passes(requests, 0, 0, 0)[0] == pytest.approx(true.passes(requests, 0, 0, 0)[0], rel=0.15)
+        assert costs.drafts(0, requests)[requests] == pytest.approx(true.drafts(0, requests)[requests], rel=0.15)
+
+
+def test_more_work_is_never_measured_as_quicker() -> None:
+    assert rising([(1, 1.0), (2, 5.0), (3, 3.0), (4, 4.0)]) == [(1, 1.0), (2, 3.0), (3, 3.0), (4, 4.0)]
+    assert below([(0, 4.0), (4, 5.0), (99, 9.0)], [(0, 3.0), (8, 7.0)]) == [(0, 3.0), (4, 5.0), (99, 9.0)]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"requests": []},
+        {"seconds": [[1.0]]},
+        {"extra": "x"},
+        {"per_context": -1},
+        {"drafting": [[]]},
+        {"requests": [2, 1]},
+    ],
+)
+def test_a_damaged_table_is_refused(change: dict[str, object]) -> None:
+    assert CostTable.from_dict(table().as_dict()) == table()
+    with pytest.raises(UserError, match="measure it again"):
+        CostTable.from_dict(table().as_dict() | change)
+
+
+def test_a_table_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    calls: list[int] = []
+
+    def measure() -> CostTable:
+        calls.append(1)
+        return table()
+
+    assert cached_table({"model": 1}, measure) == cached_table({"model": 1}, measure) and len(calls) == 1
+    (file,) = (tmp_path / "paceline").iterdir()
+    file.write_text("{")
+    assert cached_table({"model": 1}, measure) == table() and len(calls) == 2
+    cached_table({"model": 2}, measure)
+    assert len(calls) == 3
+
+
+def traces(right: list[int], places: int = 200) -> Traces:
+    """Answers whose drafts are right as `right` says in turn; what is right was sure."""
+    accepted = [right[i % len(right)] for i in range(places)]
+    confidences = [[-0.001] * count + [-3.0] * (MOST - count) for count in accepted]
+    return Traces(MOST, table(), [Trace(4, False, accepted, confidences)] * 4)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("right", [[3], [0], [1]])
+def test_replays_come_near_the_best_and_never_beat_the_oracle(shape: str, right: list[int]) -> None:
+    recorded = traces(right)
+
+    def rate(policy: AdaptiveWidth | FixedWidth | Oracle) -> float:
+        return Replay(recorded, policy, 6, SHAPES[shape], 2000).run()
+
+    auto = rate(AdaptiveWidth(recorded.costs, MOST))
+    fixed = max(rate(FixedWidth(k)) for k in range(MOST + 1))
+    oracle = rate(Oracle(Costs(recorded.costs), MOST))
+    assert auto >= 0.97 * fixed and oracle >= 0.999 * fixed and oracle >= 0.999 * auto
+
+
+def test_recordings_survive_the_disk(tmp_path: Path) -> None:
+    file = tmp_path / "traces.json"
+    traces([1, 2]).save(file)
+    assert Traces.load(file) == traces([1, 2])
+    file.write_text(file.read_text().replace('"most": 3', '"most": 1', 1))
+    with pytest.raises(UserError, match="damaged"):
+        Traces.load(file)
+    file.write_text("[]")
+    with pytest.raises(UserError, match="no recording"):
+        Traces.load(file)
+
+
+@pytest.mark.parametrize("trees", [False, True])
+def test_the_engines_text_is_the_plain_text(trees: bool) -> None:
+    engine = make_engine(MockDrafter(random.Random(0), 0.7, trees, True), k=MOST, max_num_seqs=4)
+    engine.policy.policy = AdaptiveWidth(table(requests=4), MOST)
+    requests = [
+        engine.add_request(str(r), [1 + r % 6, 2, 3], SamplingParams(max_tokens=30, ignore_eos=True))[0]
+        for r in range(9)
+    ]
+    while engine.has_unfinished:
+        engine.step()
+    for request in requests:
+        assert request.generated == plain_text(request.tokens[:3], request.params, 48)[0]
+    assert engine.policy.seconds > 0
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_auto_says_what_plain_decoding_says(tiny_model: Path, temperature: float) -> None:
+    params = SamplingParams(max_tokens=24, temperature=temperature, seed=1, ignore_eos=True)
+    prompts = ["one two", "the quick brown", "how many words", "list", "jumps over"]
+    llm = LLM(tiny_model, max_num_seqs=3)
+    assert llm.num_speculative_tokens == "auto" and llm.engine.stats.steps == 0
+    policy = llm.engine.policy.policy
+    assert isinstance(policy, AdaptiveWidth)
+    policy.costs = Costs(table(row=0.0, draft=0.0001, requests=3))  # so that it drafts, whatever this machine says
+    found = llm.generate(prompts, params)
+    plain = llm.with_options(drafter="none")
+    assert plain.num_speculative_tokens == 0
+    assert [r.outputs[0].token_ids for r in found] == [r.outputs[0].token_ids for r in plain.generate(prompts, params)]
+    assert llm.engine.stats.speculation.drafted > 0

@@ -22,6 +22,7 @@ import httpx2
 
 from paceline import LLM, SamplingParams
 from paceline.assets import heldout_prompts
+from paceline.serve.cores import available, keep_to, shared_out
 
 
 def bodies(concurrency: int, max_tokens: int) -> list[dict[str, Any]]:
@@ -53,12 +54,17 @@ async def over_http(http: httpx2.AsyncClient, asked: list[dict[str, Any]]) -> fl
 
 
 async def compare(url: str, llm: LLM, args: argparse.Namespace) -> None:
+    cores = available()
+    _, spare = shared_out(cores, args.threads)
     async with httpx2.AsyncClient(base_url=url, timeout=600) as http:
         for concurrency in args.concurrency:
             asked = bodies(concurrency, args.max_tokens)
             rates: dict[str, list[float]] = {"offline": [], "http": []}
             for number in range(args.rounds + 1):
-                seconds = {"offline": offline(llm, asked), "http": await over_http(http, asked)}
+                keep_to(cores)
+                seconds = {"offline": offline(llm, asked)}
+                keep_to(spare)  # clients are elsewhere: not on the cores that the server's engine has
+                seconds["http"] = await over_http(http, asked)
                 if number:  # the first round warms up
                     for way, took in seconds.items():
                         rates[way].append(concurrency * args.max_tokens / took)

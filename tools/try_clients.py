@@ -102,9 +102,16 @@ def lm_eval(url: str, folder: Path) -> str | None:
 
 
 def guidellm(url: str, folder: Path) -> str | None:
-    data = "prompt_tokens=16,output_tokens=8"
-    words = ["--target", url, "--profile", "synchronous", "--max-requests", "4", "--data", data]
-    return run(["guidellm", "benchmark", "run", *words, "--processor", str(TOKENIZER)], folder)
+    options = {
+        "--backend": f"kind=openai_http,target={url},model=default",
+        "--profile": "kind=synchronous",
+        "--constraint": "kind=max_requests,count=4",
+        "--data": "kind=synthetic_text,prompt_tokens=16,output_tokens=8",
+        "--tokenizer": f"kind=hf_auto,model={TOKENIZER}",
+        "--output": f"kind=json,path={folder / 'report.json'}",
+    }
+    words = [word for pair in options.items() for word in pair]
+    return run(["guidellm", "run", *words, "--disable-progress"], folder)
 
 
 def main() -> None:

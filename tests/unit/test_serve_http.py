@@ -214,7 +214,7 @@ def test_prompt_logprobs_as_vllm_tells_them(server: Served, llm: LLM) -> None:
 
 
 def test_what_vllm_bench_serve_sends(server: Served) -> None:
-    """Its bodies, with nulls, a header of its own, and its reading of chunks: the usage comes last, without a choice."""
+    """Its bodies, with nulls, a header of its own, and its reading of chunks: the usage comes last."""
     fixed = {"model": "default", "stream": True, "stream_options": {"include_usage": True}, "ignore_eos": True}
     whole = {"prompt": PROMPT, "repetition_penalty": 1.0, "max_tokens": 12, "logprobs": None, "temperature": 0.0}
     parts = [{"role": "user", "content": [{"type": "text", "text": PROMPT}]}]

@@ -215,34 +215,38 @@ static void attend_rows(const Pass *pass, long request, long row, long rows, con
                     pass->out + at * out_stride + h * pass->v_dim, out_stride, pass->k_dim, pass->v_dim, pass->scale);
 }
 
+/* Tiles of at most `tile` rows, as they come: `next` is the number of the next one that nobody took. */
+static void attend_tiles(const Pass *pass, long *next, long tile, const bf16 **latents, float *weights) {
+    long number = 0, mine = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED);
+    for (long r = 0; r < pass->requests; r++) {
+        long rows, end = pass->starts[r + 1] - pass->starts[r];
+        for (long row = 0; row < end; row += rows, number++) {
+            rows = tile < end - row ? tile : end - row;
+            if (pass->first[r] > pass->context[r] + row) rows = 1;
+            if (number != mine) continue;
+            attend_rows(pass, r, row, rows, latents, weights);
+            mine = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED);
+        }
+    }
+}
+
 /* q [rows, heads, k_dim], rows `q_stride` apart; keys [slots, k_dim]; out [rows, heads, v_dim]. k_dim is a multiple of
  * 32, v_dim of 64, heads of 4; scale is above 0. Request r owns the rows starts[r] .. starts[r + 1], which lie at the
  * places from context[r] on; place p is in slot blocks[tables[r] + p / block_size] * block_size + p % block_size. A row
- * sees the places first[r] .. its own (itself at least); `longest`: the most that any may see.
- *
- * Threads take tiles of at most `tile` rows as they come. scratch: for each thread 2 * (longest + 24) +
- * 16 * (longest + 4) floats. */
+ * sees the places first[r] .. its own (itself at least); `longest`: the most that any may see. tile: rows of a request
+ * that are read for together, at most 4. scratch: for each thread 2 * (longest + 24) + 16 * (longest + 4) floats. */
 void attend_latent(const bf16 *q, const bf16 *keys, bf16 *out, const int64_t *starts, const int64_t *context,
                    const int64_t *first, const int64_t *tables, const int64_t *blocks, float *scratch, long requests,
                    long heads, long q_stride, long k_dim, long v_dim, long block_size, long longest, float scale,
                    long tile, int threads) {
     const Pass pass = {q,     keys,     out,   starts, context,    first,   tables, blocks, requests,
                        heads, q_stride, k_dim, v_dim,  block_size, longest, scale};
-    long pointers = longest + AHEAD + 2 * PLACES, next = 0;
-    tile = tile < ROWS ? tile : ROWS;
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-    for (int t = 0; t < threads; t++) {
-        const bf16 **latents = (const bf16 **)(scratch + t * (2 * pointers + ROWS * HEADS * (longest + PLACES)));
-        long number = 0, mine = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
-        for (long r = 0; r < requests; r++) {
-            long rows, end = starts[r + 1] - starts[r];
-            for (long row = 0; row < end; row += rows, number++) {
-                rows = tile < end - row ? tile : end - row;
-                if (first[r] > context[r] + row) rows = 1;
-                if (number != mine) continue;
-                attend_rows(&pass, r, row, rows, latents, (float *)(latents + pointers));
-                mine = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
-            }
-        }
+    long pointers = longest + AHEAD + 2 * PLACES, room = 2 * pointers + ROWS * HEADS * (longest + PLACES), next = 0;
+    if (threads == 1) { /* a team of one would cost a microsecond */
+        attend_tiles(&pass, &next, tile, (const bf16 **)scratch, scratch + 2 * pointers);
+        return;
     }
+#pragma omp parallel for num_threads(threads)
+    for (int t = 0; t < threads; t++)
+        attend_tiles(&pass, &next, tile, (const bf16 **)(scratch + t * room), scratch + t * room + 2 * pointers);
 }

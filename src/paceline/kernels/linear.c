@@ -87,7 +87,11 @@ static void blocks(const bf16 *x, const bf16 *weight, const bf16 *bias, bf16 *ou
 void bf16_linear(const bf16 *x, const bf16 *weight, const bf16 *bias, bf16 *out, long rows, long inputs, long outputs,
                  int threads) {
     long count = outputs / OUTPUTS;
-#pragma omp parallel for num_threads(threads) if (threads > 1)
+    if (threads == 1) { /* a team of one would cost a microsecond */
+        blocks(x, weight, bias, out, rows, inputs, outputs, 0, count);
+        return;
+    }
+#pragma omp parallel for num_threads(threads)
     for (int t = 0; t < threads; t++)
         blocks(x, weight, bias, out, rows, inputs, outputs, count * t / threads, count * (t + 1) / threads);
 }

@@ -27,7 +27,9 @@ from paceline.spec.cost import Costs, CostTable
 from paceline.spec.survival import History, Kind, Survival, confidence_bin
 from paceline.spec.width import StepFacts
 
-_MARGIN_OFF, _MARGIN_ON = 1.03, 1.01  # drafting begins when it promises so much more than none, and goes on with less
+# Drafting begins when it promises so much more than none, and goes on with less. Beside noise they cover what the table
+# does not hold: the policy itself, and modules that read prompts.
+_MARGIN_OFF, _MARGIN_ON = 1.08, 1.05
 _PROBE_SHARE = 0.005  # of the time, for drafts that are not expected to pay
 _REFRESH, _LEARNING = 8, 128  # steps for which sums are kept; first steps whose costs are all learned, later 2 in 8
 

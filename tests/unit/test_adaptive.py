@@ -162,7 +162,7 @@ def test_it_turns_off_under_load_and_on_again() -> None:
 
 
 def test_bad_text_turns_it_off_and_good_text_on_again() -> None:
-    costs, ready = table(row=0.3, draft=0.3), requests_of(4)
+    costs, ready = table(row=0.15, draft=0.15), requests_of(4)
     policy = AdaptiveWidth(costs, MOST)
     machine = Costs(costs)
     for _ in range(300):

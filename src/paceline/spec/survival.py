@@ -26,7 +26,7 @@ _EDGES = (0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.88, 0.93, 0.96, 0.98, 0.99, 0.995)
 _LOG_EDGES = tuple(log(edge) for edge in _EDGES)
 _MIDDLES = tuple((low + high) / 2 for low, high in zip((0.0, *_EDGES), (*_EDGES, 1.0), strict=True))
 _FIRST = (0.85, 0.82, 0.8)  # prior of depths 1, 2, 3, ...; the last one goes on
-_PRIOR, _KEEP = 4.0, 0.999  # the prior counts as so many drafts; a count loses 1 in 1000 with each new one
+_PRIOR, _KEEP = 4.0, 0.995  # the prior counts as so many drafts; a count loses 1 in 200 with each new one
 _RATE, _DECAY = 0.1, 0.97  # of a request's shift: how fast it follows one draft, what is left of it after one
 _STEP, _LEVELS = 0.2, 8  # shifts are used in steps, so that requests of one level share their sums
 

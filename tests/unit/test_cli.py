@@ -62,7 +62,7 @@ def test_json_lines_have_the_named_fields(paceline: Run, tiny_model: Path, tmp_p
         assert row["usage"]["prompt_tokens"] > 0 and row["text"] is not None
         assert row["speculation"].keys() == {
             "drafter", "num_speculative_tokens", "verifications", "drafted", "accepted", "acceptance_rate",
-            "acceptance_length", "acceptance_by_position", "mean_width", "width_histogram",
+            "acceptance_length", "acceptance_by_position", "mean_width", "width_histogram", "forced",
         }  # fmt: skip
         assert (row["speculation"]["drafter"], row["speculation"]["num_speculative_tokens"]) == ("mtp", 2)
         assert row["timing"].keys() == {"ttft_ms", "tpot_ms", "tokens_per_second"}

@@ -191,7 +191,7 @@ def test_target_and_draft_are_quantised_independently(tiny_model: Path) -> None:
         expected = llm.generate(PROMPT, params)[0].outputs[0].token_ids
         for draft in ("int8", "fp8", "none", None):
             fast = llm.with_options(drafter="mtp", num_speculative_tokens=3, draft_quantization=draft)
-            (weight,) = {part.eh_proj.weight.dtype for part in fast.engine.drafter.depths}  # type: ignore[attr-defined]
+            (weight,) = {part.eh_proj.weight.dtype for part in fast.engine.drafter.modules}  # type: ignore[attr-defined]
             assert (weight == torch.int8) == ((draft or kind) == "int8")
             assert fast.generate(PROMPT, params)[0].outputs[0].token_ids == expected
 

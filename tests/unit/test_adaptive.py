@@ -193,12 +193,14 @@ def test_a_requests_own_number_is_what_it_gets() -> None:
 def test_unsure_drafts_end_a_chain_and_sure_ones_do_not() -> None:
     ready = requests_of(2)
     policy = AdaptiveWidth(table(row=0.3, draft=0.12), MOST)
-    policy.widths(ready)
     for _ in range(300):
-        policy.widths(ready)
-        policy.deeper(1, ready, [log(0.05), log(0.999)])
-        policy.learn(StepFacts([1, 1], [0, 1], 4, 0, 1.4, [0.2]))
-    policy.widths(ready)
+        if any(policy.widths(ready)):
+            policy.deeper(1, ready, [log(0.05), log(0.999)])
+            policy.learn(StepFacts([1, 1], [0, 1], 4, 0, 1.4, [0.2]))
+        else:
+            policy.learn(StepFacts([0, 0], [0, 0], 2, 0, 1.3, []))
+    while not any(policy.widths(ready)):
+        policy.learn(StepFacts([0, 0], [0, 0], 2, 0, 1.3, []))
     assert policy.deeper(1, ready, [log(0.05), log(0.999)]) == [False, True]
 
 

@@ -38,7 +38,9 @@ from paceline.sampling import Sampler
 from paceline.spec.proposal import Proposal
 from paceline.spec.strands import LONG, MOST, WINDOW, Part, Strand, Track
 
-_QUIET = 8  # after so many steps without a draft, prompts are not followed either
+# A module that few draft with is not worth reading prompts: after so many steps in which fewer than one request in so
+# many drafted so deep, it rests until somebody does, and then begins with what has waited.
+_QUIET, _FEW = 8, 8
 
 
 class MTPDrafter:
@@ -61,7 +63,7 @@ class MTPDrafter:
         self.kept = pool.k[0].new_zeros(depths, pool.num_blocks, hidden)
         self.known: list[list[tuple[int, ...] | None]] = [[None] * pool.num_blocks for _ in range(depths)]
         self.tracks: dict[int, Track] = {}  # by row
-        self.quiet = 0  # steps in a row in which some might have drafted, and nobody did
+        self.quiet = [0] * depths  # by module: steps in a row in which few drafted with it
 
     @classmethod
     def build(cls, config: EngineConfig, target_runner: Any) -> MTPDrafter:
@@ -137,7 +139,9 @@ class MTPDrafter:
         ready = [self.tracks[request.row] for request in requests]
         for track, width in zip(ready, widths, strict=True):
             track.plan(width)
-        self.quiet = self.quiet + 1 if ready and not any(widths) else 0
+        for d in range(len(self.quiet) if ready else 0):
+            few = _FEW * sum(width > d for width in widths) < len(widths)
+            self.quiet[d] = self.quiet[d] + 1 if few else 0
         reading = self.reading(ready) if len(left) + len(ready) < len(self.tracks) else []
         if reading or any(widths):
             self.draft(ready, reading, deeper)
@@ -146,16 +150,20 @@ class MTPDrafter:
     def reading(self, ready: list[Track]) -> list[Track]:
         """Those that read a prompt and, as it seems, will draft; the others rest."""
         here, found = set(ready), []
-        quiet = self.quiet >= _QUIET
         for track in self.tracks.values():
             if track in here or track.left:
                 continue
-            if quiet or track.request.num_speculative_tokens == 0:
-                track.plan(0)
-            else:
-                track.goes_on = False
+            followed = 0 if track.request.num_speculative_tokens == 0 else self.followed
+            track.plan(followed)
+            track.goes_on = False
+            if followed:
                 found.append(track)
         return found
+
+    @property
+    def followed(self) -> int:
+        """How many modules read prompts."""
+        return next((d for d, steps in enumerate(self.quiet) if steps >= _QUIET), len(self.quiet))
 
     def finish(self, left: list[Track]) -> None:
         """What requests that left still have to read for prefix hits, where their modules kept up."""
@@ -178,7 +186,7 @@ class MTPDrafter:
                     parts.append(Part.drafting(track, d))
                 elif track.width >= d and track.strands[d - 1].waiting > MOST:
                     parts.append(Part.absorbing(track, d, len(track.request.tokens)))
-            parts += [Part.absorbing(track, d, len(track.request.tokens)) for track in reading]
+            parts += [Part.absorbing(t, d, len(t.request.tokens)) for t in reading if t.width >= d]
             live, states = self.run(d, parts, deeper)
         depth = len(self.modules)
         while live:

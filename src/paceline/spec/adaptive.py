@@ -72,11 +72,14 @@ class AdaptiveWidth:
         self._gains: dict[tuple[Kind, int, tuple[int, ...]], list[float]] = {}
         self._steps, self._on, self._credit = 0, True, 0.0
         self._step: _Step | None = None
+        self._resting, self._asking = 0, 0.0  # requests for which nothing was worth drafting; seconds of a probe
         self._drafted: list[int] = []  # requests that made draft number j + 1 in this step
 
     # -- the three choices
 
     def widths(self, ready: list[Request]) -> list[int]:
+        if self._rests(ready):
+            return [0] * len(ready)
         step = self._begin(ready)
         free = [r for r, request in enumerate(ready) if request.num_speculative_tokens is None]
         found = [request.num_speculative_tokens or 0 for request in ready]
@@ -94,6 +97,7 @@ class AdaptiveWidth:
                     found[r] = width if width < 2 else min(self.most, width + 2)
         elif free and self._credit > self._price(step):
             self._probe(step, ready, found, free[self._steps % len(free)])
+        self._resting, self._asking = 0 if any(found) else len(ready), self._price(step)
         self._drafted = [sum(width > 0 for width in found)]
         return found
 
@@ -140,7 +144,10 @@ class AdaptiveWidth:
     # -- what came of it
 
     def learn(self, facts: StepFacts) -> None:
-        histories = self._step.histories if self._step else []
+        self._credit += _PROBE_SHARE * facts.seconds
+        if self._step is None:  # nothing was asked
+            return
+        histories, self._step = self._step.histories, None
         for history, verified, agreed in zip(histories, facts.verified, facts.agreed, strict=True):
             self.survival.learn(history, verified, agreed)
         if histories and (self._steps < _LEARNING or self._steps % _REFRESH < 2):
@@ -148,13 +155,25 @@ class AdaptiveWidth:
             for depth, (count, seconds) in enumerate(zip(self._drafted, facts.drafting, strict=False)):
                 if count:
                     self.costs.learn_draft(depth, count, seconds)
-        self._credit += _PROBE_SHARE * facts.seconds
-        self._step = None
 
     def as_dict(self) -> dict[str, Any]:
         return {"num_speculative_tokens": "auto", "most": self.most, **asdict(self.decisions)}
 
     # -- parts
+
+    def _rests(self, ready: list[Request]) -> bool:
+        """Whether to go on without drafts, unasked, for some steps of a batch as large as the one that was judged."""
+        rests = (
+            len(ready) == self._resting
+            and (self._steps + 1) % _REFRESH != 0
+            and self._credit <= self._asking
+            and all(request.num_speculative_tokens is None for request in ready)
+        )
+        if rests:
+            self._steps += 1
+            self._switch(False)
+            self._drafted = [0]
+        return rests
 
     def _begin(self, ready: list[Request]) -> _Step:
         histories = [self.survival.history(request) for request in ready]

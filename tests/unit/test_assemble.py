@@ -38,7 +38,8 @@ def test_a_slot_is_its_places_block_and_offset(
         assert batch.slots[mine].tolist() == [blocks[p // block_size] * block_size + p % block_size for p in places]
         assert batch.positions[mine].tolist() == [p - first for p in places]
         assert batch.take[r] == batch.starts[r + 1] - 1
-    assert batch.context == [place for place, _, _ in drawn] and batch.tree is None and batch.first == [first] * len(rows)
+    assert batch.context == [place for place, _, _ in drawn]
+    assert batch.tree is None and batch.first == [first] * len(rows)
 
 
 def test_nodes_then_chunks_and_the_rows_whose_logits_are_wanted() -> None:

@@ -193,7 +193,7 @@ def test_xllm_without_speculation_loads_no_draft(words: Callable[[str], list[str
         ("--model M --node_rank 1 --nnodes=16", "start rank 0 alone"),
         ("--model M --task embed", "Paceline generates text"),
         ("--model M --max_seq_per_batch 4", "did you mean --max_seqs_per_batch?"),
-        ("--model M --num_speculative_tokens 99 --prompt x", "num_speculative_tokens must be auto or lie between 0 and 16"),
+        ("--model M --num_speculative_tokens 99 --prompt x", "must be auto or lie between 0 and 16"),
         ("--model absent --prompt x", "There is no model directory absent"),
         ("--model M --prompt=", "The prompt is empty"),
         ("--model M --port 70000", "--port must lie between 0 and 65535"),

@@ -168,11 +168,18 @@ def test_incremental_draft_cache_equals_one_from_scratch(
 
 
 @settings(max_examples=12, deadline=None)
-@given(prompts=prompts, mode=modes, whim=st.integers(0, 2**20), window=st.sampled_from([1, 3, 8, 64]))
+@given(
+    prompts=prompts,
+    mode=modes,
+    whim=st.integers(0, 2**20),
+    window=st.sampled_from([1, 3, 8, 64]),
+    asleep=st.sampled_from([1, 2, 32]),
+)
 def test_what_modules_see_is_exact_whoever_drafts_how_much_and_when(
-    loaded: Loaded, prompts: list[list[int]], mode: dict[str, int], whim: int, window: int
+    loaded: Loaded, prompts: list[list[int]], mode: dict[str, int], whim: int, window: int, asleep: int
 ) -> None:
-    """Requests of width 0 rest, and so do modules that a draft does not reach; little of what waits is kept here. The
+    """Requests of width 0 rest, and so do modules that a draft does not reach; little of what waits is kept here, and
+    a step or two without drafts may put all to sleep. The
     prompts share their beginnings, so that many blocks are found which modules read wholly, partly or not at all."""
     config = replace(BASE, **({"num_speculative_tokens": 5} | mode))
     shared = [prompts[0][:20] + prompt for prompt in prompts * 2]
@@ -180,6 +187,7 @@ def test_what_modules_see_is_exact_whoever_drafts_how_much_and_when(
         patch.setattr(strands, "WINDOW", window)
         patch.setattr(strands, "MOST", window + window // 2)
         patch.setattr(mtp, "MOST", window + window // 2)
+        patch.setattr(mtp, "_ASLEEP", asleep)
         run(loaded, config, shared, max_tokens=24, every=2, whim=whim)
 
 
@@ -188,6 +196,7 @@ def test_who_does_not_draft_costs_no_module_a_pass(loaded: Loaded, monkeypatch: 
     passes: list[int] = []
     forward = MTPDrafter.forward
     monkeypatch.setattr(MTPDrafter, "forward", lambda self, d, *rest: passes.append(d) or forward(self, d, *rest))
+    monkeypatch.setattr(mtp, "_ASLEEP", 1000)
     engine = loaded.engine(replace(BASE, max_model_len=250))
     (request,) = engine.add_request("a", list(range(10, 40)), SamplingParams(max_tokens=210, ignore_eos=True))
     request.num_speculative_tokens = 0
@@ -206,6 +215,22 @@ def test_who_does_not_draft_costs_no_module_a_pass(loaded: Loaded, monkeypatch: 
     assert passes == [1] * 6 + [2, 3]
     engine.step()
     assert assert_exact(loaded, engine, [request]) > 2 * strands.WINDOW
+
+
+def test_where_nobody_drafts_for_long_nothing_is_followed(loaded: Loaded) -> None:
+    """Whoever is back drafts again from the step after the next one on."""
+    engine = loaded.engine(replace(BASE, max_model_len=250))
+    (request,) = engine.add_request("a", list(range(10, 40)), SamplingParams(max_tokens=210, ignore_eos=True))
+    request.num_speculative_tokens = 0
+    for _ in range(60):
+        engine.step()
+    drafter = engine.drafter
+    assert isinstance(drafter, MTPDrafter) and drafter.asleep and not drafter.tracks
+    request.num_speculative_tokens = 3
+    for _ in range(4):
+        engine.step()
+    assert not drafter.asleep and request.stats.drafted >= 6
+    assert assert_exact(loaded, engine, [request]) > 0
 
 
 def test_prompts_are_read_for_nobody_once_nobody_drafts(loaded: Loaded) -> None:

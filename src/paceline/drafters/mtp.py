@@ -41,6 +41,7 @@ from paceline.spec.strands import LONG, MOST, WINDOW, Part, Strand, Track
 # A module that few draft with is not worth reading prompts: after so many steps in which fewer than one request in so
 # many drafted so deep, it rests until somebody does, and then begins with what has waited.
 _QUIET, _FEW = 8, 8
+_ASLEEP = 32  # steps with few drafts after which nothing is followed any more, until more want drafts
 
 
 class MTPDrafter:
@@ -64,6 +65,7 @@ class MTPDrafter:
         self.known: list[list[tuple[int, ...] | None]] = [[None] * pool.num_blocks for _ in range(depths)]
         self.tracks: dict[int, Track] = {}  # by row
         self.quiet = [0] * depths  # by module: steps in a row in which few drafted with it
+        self.asleep = False
 
     @classmethod
     def build(cls, config: EngineConfig, target_runner: Any) -> MTPDrafter:
@@ -82,6 +84,8 @@ class MTPDrafter:
     # -- what the target read
 
     def observe(self, seen: Seen) -> None:
+        if self.asleep:
+            return
         size, offset, rows, ended = self.pool.block_size, 0, [], []
         long = len(seen.hidden) > LONG
         for request, row, first, count, blocks in zip(
@@ -133,19 +137,31 @@ class MTPDrafter:
 
     @torch.inference_mode()
     def propose(self, requests: list[Request], widths: list[int], deeper: Deeper | None = None) -> Proposal:
+        if self.sleeps(requests, widths):
+            return Proposal.of_chains([[request.tokens[-1]] for request in requests])
         left = [track for track in self.tracks.values() if track.left]
         if left:  # their blocks may be others' by now: what is finished in them for prefix hits comes first
             self.finish(left)
         ready = [self.tracks[request.row] for request in requests]
         for track, width in zip(ready, widths, strict=True):
             track.plan(width)
-        for d in range(len(self.quiet) if ready else 0):
-            few = _FEW * sum(width > d for width in widths) < len(widths)
-            self.quiet[d] = self.quiet[d] + 1 if few else 0
         reading = self.reading(ready) if len(left) + len(ready) < len(self.tracks) else []
         if reading or any(widths):
             self.draft(ready, reading, deeper)
         return Proposal.of_chains([[track.request.tokens[-1], *track.drafts] for track in ready])
+
+    def sleeps(self, requests: list[Request], widths: list[int]) -> bool:
+        """Whether there are no drafts in this step: hardly anybody has wanted any lately, so nothing is followed and
+        all is forgotten. Who is back begins with the next token, as behind a prefix hit that nobody knows."""
+        asked = any(request.num_speculative_tokens for request in requests)
+        for d in range(len(self.quiet) if widths else 0):
+            few = _FEW * sum(width > d for width in widths) < len(widths) and not asked
+            self.quiet[d] = self.quiet[d] + 1 if few else 0
+        before, self.asleep = self.asleep, self.quiet[0] >= _ASLEEP
+        if self.asleep and not before:
+            self.tracks.clear()
+            self.known = [[None] * len(known) for known in self.known]
+        return before or self.asleep
 
     def reading(self, ready: list[Track]) -> list[Track]:
         """Those that read a prompt and, as it seems, will draft; the others rest."""

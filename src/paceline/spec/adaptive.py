@@ -6,7 +6,7 @@ S_j is the probability that a request's first j drafts are accepted (`survival`)
 (`cost`), and the best set is found over all budgets (`allocate`). ALL drafts are paid for, accepted or not. The choice
 is made three times in a step, each time with what is known by then: before drafting; after each depth, when the
 confidence of the drafts is known; and before verification, when drafting is paid for and only rows cost. The first
-choice fixes the rate that further drafts have to be worth.
+choice fixes the rate that further drafts have to be worth. Whether it was right is measured (`referee`).
 
 Prompts that are read in the same pass are left out: what they cost is spent anyhow, and a row more costs what it does
 without them. Counted, they would make tokens look slow, and time cheap.
@@ -24,12 +24,14 @@ from typing import Any
 from paceline.request import Request
 from paceline.spec.allocate import Group, allocate, weighted
 from paceline.spec.cost import Costs, CostTable
+from paceline.spec.referee import Referee
 from paceline.spec.survival import History, Kind, Survival, confidence_bin
 from paceline.spec.width import StepFacts
 
 # Drafting begins when it promises so much more than none, and goes on with less. Beside noise they cover what the table
 # does not hold: the policy itself, and modules that read prompts.
 _MARGIN_OFF, _MARGIN_ON = 1.08, 1.05
+_BEYOND_DOUBT = 1.4  # a promise that no error of the table breaks
 _PROBE_SHARE = 0.005  # of the time, for drafts that are not expected to pay
 _REFRESH, _LEARNING = 8, 128  # steps for which sums are kept; first steps whose costs are all learned, later 2 in 8
 
@@ -72,6 +74,7 @@ class AdaptiveWidth:
         self._gains: dict[tuple[Kind, int, tuple[int, ...]], list[float]] = {}
         self._steps, self._on, self._credit = 0, True, 0.0
         self._step: _Step | None = None
+        self._referee = Referee()
         self._resting, self._asking = 0, 0.0  # requests for which nothing was worth drafting; seconds of a probe
         self._drafted: list[int] = []  # requests that made draft number j + 1 in this step
 
@@ -88,6 +91,8 @@ class AdaptiveWidth:
         best = allocate(groups, step.passes[forced:], step.drafts, float(len(ready)))
         step.rate = best.score
         drafting = best.score > best.idle * (_MARGIN_ON if self._on else _MARGIN_OFF)
+        if drafting and best.score < best.idle * _BEYOND_DOUBT:
+            drafting = self._referee.allows(len(ready))
         self._switch(drafting or forced > 0)
         if drafting:
             for taken, rows in zip(best.taken, members, strict=True):
@@ -145,6 +150,9 @@ class AdaptiveWidth:
 
     def learn(self, facts: StepFacts) -> None:
         self._credit += _PROBE_SHARE * facts.seconds
+        tokens = len(facts.verified) + sum(map(min, facts.verified, facts.agreed))
+        if facts.rows == len(facts.verified) + sum(facts.verified):  # no prompts
+            self._referee.learn(len(facts.verified), any(facts.verified), tokens, facts.seconds + sum(facts.drafting))
         if self._step is None:  # nothing was asked
             return
         histories, self._step = self._step.histories, None
@@ -153,7 +161,7 @@ class AdaptiveWidth:
         if histories and (self._steps < _LEARNING or self._steps % _REFRESH < 2):
             self.costs.learn_pass(len(histories), facts.rows - len(histories), facts.context, facts.seconds)
             for depth, (count, seconds) in enumerate(zip(self._drafted, facts.drafting, strict=False)):
-                if count:
+                if count and any(facts.verified):
                     self.costs.learn_draft(depth, count, seconds)
 
     def as_dict(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from paceline.serve.protocol import ChatBody, CompletionBody, TokenizeBody
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 PROMPT = "The history of the city begins"
 MESSAGES: list[Any] = [{"role": "user", "content": "Tell me about the sea."}]
+THREE = {"num_speculative_tokens": 3}
 WARM: dict[str, Any] = {"max_tokens": 16, "temperature": 0.8, "seed": 11}
 
 
@@ -397,7 +398,7 @@ def test_metrics_add_up(server: Served) -> None:
     names = ("draft", "accepted")
     before = {name: server.metric(f"spec_decode_num_{name}_tokens_total", drafter="mtp") for name in names}
     tokens, ended = server.metric("generation_tokens_total"), server.metric("request_success_total")
-    usage = server.answer(COMPLETIONS, {"prompt": PROMPT, "n": 2} | WARM)["usage"]
+    usage = server.answer(COMPLETIONS, {"prompt": PROMPT, "n": 2, "speculation": THREE} | WARM)["usage"]
     for name, key in zip(names, ("drafted", "accepted"), strict=True):
         total = server.metric(f"spec_decode_num_{name}_tokens_total", drafter="mtp")
         assert total - before[name] == usage["speculation"][key] > 0

@@ -33,6 +33,7 @@ from paceline.spec.width import StepFacts
 _MARGIN_OFF, _MARGIN_ON = 1.08, 1.05
 _BEYOND_DOUBT = 1.4  # a promise that no error of the table breaks
 _PROBE_SHARE = 0.005  # of the time, for drafts that are not expected to pay
+_UNASKED = 32  # steps without drafts between two decisions whether that is still right
 _REFRESH, _LEARNING = 8, 128  # steps for which sums are kept; first steps whose costs are all learned, later 2 in 8
 
 
@@ -173,7 +174,7 @@ class AdaptiveWidth:
         """Whether to go on without drafts, unasked, for some steps of a batch as large as the one that was judged."""
         rests = (
             len(ready) == self._resting
-            and (self._steps + 1) % _REFRESH != 0
+            and (self._steps + 1) % _UNASKED != 0
             and self._credit <= self._asking
             and all(request.num_speculative_tokens is None for request in ready)
         )

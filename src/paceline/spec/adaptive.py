@@ -11,7 +11,7 @@ choice fixes the rate that further drafts have to be worth. Whether it was right
 Prompts that are read in the same pass are left out: what they cost is spent anyhow, and a row more costs what it does
 without them. Counted, they would make tokens look slow, and time cheap.
 
-Where nothing is worth drafting, one request drafts now and then: half a hundredth of the time goes into finding out
+Where nothing is worth drafting, one request drafts now and then: two thousandths of the time go into finding out
 whether that is still so.
 """
 
@@ -32,7 +32,8 @@ from paceline.spec.width import StepFacts
 # does not hold: the policy itself, and modules that read prompts.
 _MARGIN_OFF, _MARGIN_ON = 1.08, 1.05
 _BEYOND_DOUBT = 1.4  # a promise that no error of the table breaks
-_PROBE_SHARE = 0.005  # of the time, for drafts that are not expected to pay
+_PROBE_SHARE = 0.002  # of the time, for drafts that are not expected to pay
+_ANEW = 4  # steps with single drafts between two decisions
 _UNASKED = 32  # steps without drafts between two decisions whether that is still right
 _REFRESH, _LEARNING = 8, 128  # steps for which sums are kept; first steps whose costs are all learned, later 2 in 8
 
@@ -77,6 +78,7 @@ class AdaptiveWidth:
         self._step: _Step | None = None
         self._referee = Referee()
         self._resting, self._asking = 0, 0.0  # requests for which nothing was worth drafting; seconds of a probe
+        self._last: tuple[list[Request], list[int]] = [], []  # who was given a draft, where nobody was given two
         self._drafted: list[int] = []  # requests that made draft number j + 1 in this step
 
     # -- the three choices
@@ -84,6 +86,8 @@ class AdaptiveWidth:
     def widths(self, ready: list[Request]) -> list[int]:
         if self._rests(ready):
             return [0] * len(ready)
+        if self._stands(ready):
+            return list(self._last[1])
         step = self._begin(ready)
         free = [r for r, request in enumerate(ready) if request.num_speculative_tokens is None]
         found = [request.num_speculative_tokens or 0 for request in ready]
@@ -105,7 +109,8 @@ class AdaptiveWidth:
             self._probe(step, ready, found, free[self._steps % len(free)])
         self._resting, self._asking = 0 if any(found) else len(ready), self._price(step)
         self._drafted = [sum(width > 0 for width in found)]
-        return found
+        self._last = (list(ready), found) if max(found, default=0) == 1 and step.probe is None else ([], [])
+        return list(found)
 
     def deeper(self, depth: int, requests: list[Request], confidences: list[float]) -> list[bool]:
         step = self._step
@@ -183,6 +188,20 @@ class AdaptiveWidth:
             self._switch(False)
             self._drafted = [0]
         return rests
+
+    def _stands(self, ready: list[Request]) -> bool:
+        """Whether single drafts for these very requests go on for some steps, unasked: deciding costs a small model
+        more than deciding afresh brings."""
+        last = self._last[0]
+        stands = (
+            len(ready) == len(last) > 0
+            and (self._steps + 1) % _ANEW != 0
+            and all(one is other for one, other in zip(ready, last, strict=True))
+        )
+        if stands:
+            self._steps += 1
+            self._switch(True)
+        return stands
 
     def _begin(self, ready: list[Request]) -> _Step:
         histories = [self.survival.history(request) for request in ready]

@@ -323,3 +323,9 @@ def test_auto_says_what_plain_decoding_says(tiny_model: Path, temperature: float
     assert plain.num_speculative_tokens == 0
     assert [r.outputs[0].token_ids for r in found] == [r.outputs[0].token_ids for r in plain.generate(prompts, params)]
     assert llm.engine.stats.speculation.drafted > 0
+
+
+def test_the_smallest_context_has_an_engine_too(tiny_model: Path) -> None:
+    """There is no room to measure a step in."""
+    answer = LLM(tiny_model, max_model_len=7).generate([5, 6], SamplingParams(max_tokens=3, ignore_eos=True))
+    assert len(answer[0].outputs[0].token_ids) == 3

@@ -112,8 +112,9 @@ class Measuring:
         self._drafting = {depth: {} for depth in self._drafting}
         points = self._rounds(until)
         curves = {batch: rising(sorted(found.items())) for batch, found in sorted(points.items()) if 0 in found}
+        curves = curves or {1: [(0, 1.0)]}  # no room for a step to measure: only ratios matter, and there are none
         middle = min(4, max(curves))
-        per_context = self._context(middle, curves[middle][0][1]) if middle in curves else 0.0
+        per_context = self._context(middle, curves[middle][0][1]) if middle in points else 0.0
         batches = sorted(curves)
         for fewer, more in list(pairwise(batches))[::-1]:
             curves[fewer] = below(curves[fewer], curves[more])

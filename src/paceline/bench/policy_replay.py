@@ -39,7 +39,6 @@ class Oracle:
     """A policy that knows what will be accepted: it drafts and verifies only that, and of that what pays best."""
 
     adaptive = True
-    resting = False
 
     def __init__(self, costs: Costs, most: int) -> None:
         self.costs, self.most = costs, most

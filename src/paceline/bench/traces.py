@@ -82,7 +82,6 @@ class Recorder:
     """A width policy that drafts all it can and verifies none of it, and a drafter that remembers what was drafted."""
 
     adaptive = True
-    resting = False
 
     def __init__(self, drafter: Drafter, most: int) -> None:
         self.drafter, self.most = drafter, most

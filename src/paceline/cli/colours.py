@@ -16,7 +16,7 @@ NAMES = ("target", "draft 1", "draft 2", "draft 3", "draft 4 and on")
 
 
 def style_of(origin: int) -> str:
-    return STYLES[min(origin, len(STYLES) - 1)]
+    return STYLES[max(0, min(origin, len(STYLES) - 1))]  # -1: forced by a grammar, nobody's draft
 
 
 def legend(depths: int) -> Text:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 _TRIAL, _CHECK = 24, 4  # steps with drafts before they are judged, and without
 _AGAIN = 256  # steps with drafts until those without are measured anew
-_REST, _LONGEST = 64, 4096  # steps without drafts after a defeat, doubled with each further one
+_REST, _LONGEST = 64, 4096  # decisions without drafts after a defeat, doubled with each further one
 _KEEP = 0.97  # of what was measured, with each new step
 
 

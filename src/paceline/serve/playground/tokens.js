@@ -17,7 +17,7 @@ const LEGEND = [
 
 /** The class of a token. `origin`: 0 the target, else the depth of the accepted draft. */
 export function kindOf(origin, drafter) {
-  if (!origin) return "target";
+  if (!(origin > 0)) return "target"; // -1: forced by a grammar, nobody's draft
   return drafter === "ngram" ? "ngram" : `d${Math.min(origin, DEEPEST)}`;
 }
 
@@ -46,7 +46,7 @@ export function visible(text) {
 }
 
 export function author(token, drafter) {
-  if (!token.origin) return "Written by the target";
+  if (!(token.origin > 0)) return "Written by the target";
   const name = drafter === "ngram" ? "n-gram" : drafter === "mtp" ? "MTP" : drafter;
   return `Accepted ${name} draft, depth ${token.origin}`;
 }

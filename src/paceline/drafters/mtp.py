@@ -49,9 +49,10 @@ class MTPDrafter:
 
     name = "mtp"
 
-    def __init__(self, mtp: MTP, pool: Pool, sampler: Sampler, source: str) -> None:
-        """source: where the modules come from, for the user to look at when they guess wrong."""
-        self.mtp, self.pool, self.sampler = mtp, pool, sampler
+    def __init__(self, mtp: MTP, pool: Pool, sampler: Sampler, source: str, prefix_caching: bool = True) -> None:
+        """source: where the modules come from, for the user to look at when they guess wrong. prefix_caching: whether
+        blocks may be found again, so that what goes on behind them is kept."""
+        self.mtp, self.pool, self.sampler, self.prefix_caching = mtp, pool, sampler, prefix_caching
         self.suspects = (
             f"the MTP modules of {source}: eh_proj with its halves in the other order, a missing or foreign embedding, "
             "FP8 scales that were not applied, or modules of another model."
@@ -79,15 +80,15 @@ class MTPDrafter:
         target = target_runner.pool
         pool = Pool(mtp.cache, target.num_blocks, target.block_size, target.k[0].dtype, target.k[0].device)
         sampler = Sampler(target_runner.model.config.eos_token_ids)
-        return cls(mtp, pool, sampler, config.draft_model or str(target_runner.path))
+        source = config.draft_model or str(target_runner.path)
+        return cls(mtp, pool, sampler, source, config.enable_prefix_caching)
 
     # -- what the target read
 
     def observe(self, seen: Seen) -> None:
         if self.asleep:
             return
-        size, offset, rows, ended = self.pool.block_size, 0, [], []
-        long = len(seen.hidden) > LONG
+        offset, long = 0, len(seen.hidden) > LONG
         for request, row, first, count, blocks in zip(
             seen.requests, seen.rows, seen.first, seen.count, seen.blocks, strict=True
         ):
@@ -96,11 +97,19 @@ class MTPDrafter:
                 track = self.tracks[row] = self.begin(request, blocks, first)
             features = seen.hidden[offset : offset + count]
             track.strands[0].wait(features.clone() if long and count <= WINDOW else features)
+            offset += count
+        if self.prefix_caching:
+            self.mark(seen)
+
+    def mark(self, seen: Seen) -> None:
+        """What the target made of the last slots of blocks, beside the blocks."""
+        size, offset, rows, ended = self.pool.block_size, 0, [], []
+        for row, first, count, blocks in zip(seen.rows, seen.first, seen.count, seen.blocks, strict=True):
             for index in range(first // size, (first + count) // size):
                 rows.append(offset + (index + 1) * size - 1 - first)
                 ended.append(blocks[index])
             if (first + count - 1) // size > (first - 1) // size:
-                self.claim(track, first, first + count)
+                self.claim(self.tracks[row], first, first + count)
             offset += count
         if rows:
             self.kept[0, ended] = seen.hidden[rows]
@@ -140,14 +149,13 @@ class MTPDrafter:
         if self.sleeps(requests, widths):
             return Proposal.of_chains([[request.tokens[-1]] for request in requests])
         left = [track for track in self.tracks.values() if track.left]
-        if left:  # their blocks may be others' by now: what is finished in them for prefix hits comes first
-            self.finish(left)
         ready = [self.tracks[request.row] for request in requests]
         for track, width in zip(ready, widths, strict=True):
             track.plan(width)
         reading = self.reading(ready) if len(left) + len(ready) < len(self.tracks) else []
-        if reading or any(widths):
-            self.draft(ready, reading, deeper)
+        ending = self.ending(left, ready) if left and self.prefix_caching else []
+        if reading or ending or any(widths):
+            self.draft(ready, reading + ending, deeper)
         return Proposal.of_chains([[track.request.tokens[-1], *track.drafts] for track in ready])
 
     def sleeps(self, requests: list[Request], widths: list[int]) -> bool:
@@ -181,16 +189,18 @@ class MTPDrafter:
         """How many modules read prompts."""
         return next((d for d, steps in enumerate(self.quiet) if steps >= _QUIET), len(self.quiet))
 
-    def finish(self, left: list[Track]) -> None:
-        """What requests that left still have to read for prefix hits, where their modules kept up."""
-        for d in range(1, len(self.modules) + 1):
-            parts = []
-            for track in left:
-                track.goes_on, strand = False, track.strands[d - 1]
-                if strand.start > strand.first and strand.waiting <= MOST:
-                    room = len(track.blocks) * self.pool.block_size
-                    parts.append(Part.absorbing(track, d, min(len(track.request.tokens), room)))
-            self.run(d, parts)
+    def ending(self, left: list[Track], ready: list[Track]) -> list[Track]:
+        """Those that left and still have to read for prefix hits, each with as many modules as kept up. Where one of
+        their blocks is another's by now, they read at once, before it is written."""
+        for track in left:
+            kept_up = [strand.start > strand.first and strand.waiting <= MOST for strand in track.strands]
+            track.width, track.goes_on = [*kept_up, False].index(False), False
+        found = [track for track in left if track.width]
+        theirs = {block for track in found for block in track.blocks}
+        if any(not theirs.isdisjoint(track.blocks) for track in ready):
+            self.draft([], found, None)
+            return []
+        return found
 
     def draft(self, ready: list[Track], reading: list[Track], deeper: Deeper | None) -> None:
         """One pass a module; then the last module again for drafts beyond it."""
@@ -202,13 +212,17 @@ class MTPDrafter:
                     parts.append(Part.drafting(track, d))
                 elif track.width >= d and track.strands[d - 1].waiting > MOST:
                     parts.append(Part.absorbing(track, d, len(track.request.tokens)))
-            parts += [Part.absorbing(t, d, len(t.request.tokens)) for t in reading if t.width >= d]
+            parts += [Part.absorbing(track, d, self.readable(track)) for track in reading if track.width >= d]
             live, states = self.run(d, parts, deeper)
         depth = len(self.modules)
         while live:
             rows = [Row(t.drafts[-1:], len(t.request.tokens) + depth - 1, t.blocks, t.strands[-1].first) for t in live]
             depth += 1
             live, states = self.choose(depth, live, self.forward(len(self.modules), rows, states), deeper)
+
+    def readable(self, track: Track) -> int:
+        """The committed tokens that have a slot."""
+        return min(len(track.request.tokens), len(track.blocks) * self.pool.block_size)
 
     def run(self, d: int, parts: list[Part], deeper: Deeper | None = None) -> tuple[list[Track], Tensor]:
         """One pass of module d. Who gets a further draft, and the outputs that it is made from."""
@@ -223,7 +237,8 @@ class MTPDrafter:
         drafting = [(part.track, end - 1) for part, end in zip(parts, accumulate(counts), strict=True) if part.drafts]
         ends = out if len(drafting) == len(out) else out[[end for _, end in drafting]]
         found = self.choose(d, [track for track, _ in drafting], ends, deeper)
-        self.keep(d, parts, out)
+        if self.prefix_caching:
+            self.keep(d, parts, out)
         for part, outputs in zip(parts, out.split(counts), strict=True):
             part.pass_on(outputs.clone() if len(out) > LONG and len(outputs) <= WINDOW else outputs)
         return found

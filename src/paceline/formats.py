@@ -25,7 +25,8 @@ class Format:
     """suffix: a scale's name is its weight's and this. group: inputs that share a scale, None for all.
 
     quantise: weight [out, in] to codes and the scales as a file holds them. spread: those to the scales by row.
-    dequantise: codes and scales by row to float32."""
+    dequantise: codes and scales by row to float32. powers: where activations are quantised, their scales are powers of
+    two (DeepSeek-V3.1's `scale_fmt` ue8m0)."""
 
     name: str
     dtype: torch.dtype
@@ -34,6 +35,7 @@ class Format:
     quantise: Callable[[Tensor], tuple[Tensor, Tensor]]
     spread: Callable[[Tensor, int], Tensor]
     dequantise: Callable[[Tensor, Tensor], Tensor]
+    powers: bool = False
 
     def scale_shape(self, rows: int, columns: int) -> tuple[int, int]:
         """In memory."""
@@ -66,6 +68,20 @@ def quantise_fp8(weight: Tensor) -> tuple[Tensor, Tensor]:
     scale = _never_zero(blocks.amax((1, 3)) / FP8_MOST)
     codes = weight / by_column(spread_rows(scale, rows), columns)
     return codes.clamp_(-FP8_MOST, FP8_MOST).to(torch.float8_e4m3fn), scale
+
+
+def quantise_activations(x: Tensor, powers: bool) -> tuple[Tensor, Tensor]:
+    """x [rows, in], whole groups of 128 inputs, to float8 e4m3 [rows, in] and scale [rows, in / 128] float32: the
+    largest number of a group becomes 448, or with `powers` at most that, the scale being a power of two.
+
+    Source: DeepSeek-V3's public `act_quant`."""
+    groups = x.to(torch.float32).unflatten(-1, (-1, BLOCK))
+    scale = _never_zero(groups.abs().amax(-1) / FP8_MOST)
+    if powers:
+        mantissa, exponent = torch.frexp(scale)  # scale = mantissa * 2^exponent, mantissa from 0.5 on
+        scale = torch.ldexp(torch.ones_like(scale), exponent - (mantissa == 0.5).to(exponent.dtype))
+    codes = (groups / scale[..., None]).clamp_(-FP8_MOST, FP8_MOST).to(torch.float8_e4m3fn)
+    return codes.flatten(-2), scale
 
 
 def dequantise_fp8(weight: Tensor, scale: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -84,15 +85,18 @@ def chosen_format(asked: str | None, raw: Mapping[str, Any], device: str | torch
     """The format to run in. asked None: as the checkpoint is stored, but FP8 on a CPU becomes plain numbers, which are
     twice the size there and many times as fast. Raises UserError for a name that is no format."""
     stored = stored_format(raw)
-    if asked is None:
-        return None if stored is FP8 and torch.device(device).type == "cpu" else stored
-    return format_named(asked)
+    on_cpu = torch.device(device).type == "cpu"
+    chosen = format_named(asked) if asked is not None else None if stored is FP8 and on_cpu else stored
+    if chosen is stored is FP8 and raw[_FIELD].get("scale_fmt") == "ue8m0":  # DeepSeek-V3.1
+        return replace(FP8, powers=True)
+    return chosen
 
 
 def stays_plain(form: Format | None, raw: Mapping[str, Any], checkpoint: Checkpoint) -> Callable[[str], bool]:
     """Whether a tensor is to stay as numbers in a model of this format: a checkpoint in the same format has chosen what
     it keeps so. Of any other checkpoint all is quantised that can be."""
-    if form is None or stored_format(raw) is not form:
+    stored = stored_format(raw)
+    if form is None or stored is None or stored.name != form.name:
         return lambda name: False
     return lambda name: name in checkpoint and format_of(DTYPES.get(checkpoint[name].dtype, torch.bool)) is None
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from paceline.kernels import native, reference
+from paceline.kernels import fp8, native, reference
 from paceline.kernels.reference import Sight
 
 PIECE = 512
@@ -89,9 +89,14 @@ def gated(gate_up: Tensor, shares: Tensor | None = None, width: int = 0) -> Tens
     return inner if shares is None else reference.shared_out(inner, shares, width)
 
 
-def quantised_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
-    """As `reference.quantised_linear`. Of weights [out, in] in int8 torch has its own kernel for the CPU, which wants
-    whole vectors and reads a row's weights no faster than bf16 ones: it stands in where `native` has none."""
+def quantised_linear(
+    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, powers: bool = False
+) -> Tensor:
+    """As `reference.quantised_linear`, or `activations_too` where the device multiplies FP8 itself. Of weights
+    [out, in] in int8 torch has its own kernel for the CPU, which wants whole vectors and reads a row's weights no
+    faster than bf16 ones: it stands in where `native` has none."""
+    if fp8.serves(x, weight):
+        return fp8.linear(x, weight, scale, bias, powers)
     if weight.dtype != torch.int8:
         return one_as_two(partial(reference.quantised_linear, weight=weight, scale=scale, bias=bias), x)
     if native.multiplies_int8(x):

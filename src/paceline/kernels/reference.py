@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from paceline.formats import format_of
+from paceline.formats import FP8, format_of, quantise_activations
 
 
 @dataclass(frozen=True)
@@ -119,3 +119,12 @@ def quantised_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | No
         y = F.linear(x.float(), weight.float()) * scale.flatten()
         return (y if bias is None else y + bias.float()).to(x.dtype)
     return F.linear(x, form.dequantise(weight, scale).to(x.dtype), bias)
+
+
+def activations_too(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, powers: bool) -> Tensor:
+    """As `quantised_linear` of an FP8 weight, with x quantised too, by row and 128 inputs: the sum over groups of
+    (sum of codes times codes) * x's scale * the weight's scale, in float32, rounded once to x's dtype, then plus bias.
+
+    powers: x's scales are powers of two."""
+    y = F.linear(FP8.dequantise(*quantise_activations(x, powers)), FP8.dequantise(weight, scale)).to(x.dtype)
+    return y if bias is None else y + bias

@@ -35,7 +35,7 @@ class QuantLinear(nn.Module):
         return self.get_parameter("weight" + self.form.suffix)
 
     def forward(self, x: Tensor) -> Tensor:
-        return quantised_linear(x, self.weight, self.scale, self.bias)
+        return quantised_linear(x, self.weight, self.scale, self.bias, self.form.powers)
 
 
 class QuantMoE(MoE):
@@ -49,8 +49,8 @@ class QuantMoE(MoE):
         self.down, self.down_scale = _parameters(form, tuple(self.down.shape))
 
     def expert(self, e: int, x: Tensor) -> Tensor:
-        inner = gated(quantised_linear(x, self.gate_up[e], self.gate_up_scale[e]))
-        return quantised_linear(inner, self.down[e], self.down_scale[e])
+        inner = gated(quantised_linear(x, self.gate_up[e], self.gate_up_scale[e], powers=self.form.powers))
+        return quantised_linear(inner, self.down[e], self.down_scale[e], powers=self.form.powers)
 
     def pack(self) -> None:
         """Kernels read the codes as they lie."""

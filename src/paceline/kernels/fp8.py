@@ -1,0 +1,53 @@
+"""Products of FP8 weights with FP8 activations on the GPUs whose libraries multiply them: DeepSeek-V3's recipe
+(technical report, section 3.3), by torch's own scaled product (cuBLAS).
+
+Everywhere else a weight is dequantised and the activations stay as they are (`reference.quantised_linear`).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from paceline.formats import BLOCK, quantise_activations
+
+ROWS = 128  # of each call, filled up with zeros: cuBLAS chooses its way by shape, so a row always goes the same one
+HOPPER = 9  # compute capability; torch refuses scales by blocks of 128 on every other
+CUBLAS = (12, 9)  # CUDA release since which cuBLAS knows them
+
+
+def serves(x: Tensor, weight: Tensor) -> bool:
+    """Whether `linear` takes these: bfloat16 on such a device, whole groups of inputs, whole vectors of outputs."""
+    if not x.is_cuda or x.dtype != torch.bfloat16 or weight.dtype != torch.float8_e4m3fn:
+        return False
+    outputs, inputs = weight.shape
+    return inputs % BLOCK == 0 and outputs % 16 == 0 and supported(x.device)
+
+
+def supported(device: torch.device) -> bool:
+    """Whether this CUDA device multiplies so, by the libraries that torch was built with."""
+    cuda = torch.version.cuda  # None for other makers' devices
+    if cuda is None or tuple(map(int, cuda.split("."))) < CUBLAS:
+        return False
+    return torch.cuda.get_device_capability(device)[0] == HOPPER
+
+
+def linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, powers: bool) -> Tensor:
+    """As `reference.activations_too`; x bfloat16."""
+    parts = [_tile(part, weight, by_group(scale), powers) for part in x.split(ROWS)]
+    y = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return y if bias is None else y + bias
+
+
+def _tile(x: Tensor, weight: Tensor, scale: Tensor, powers: bool) -> Tensor:
+    """At most ROWS rows; the scales of the weight by row, group after group in memory."""
+    codes, factors = quantise_activations(F.pad(x, (0, 0, 0, ROWS - len(x))), powers)
+    grain = F.ScalingType.BlockWise1x128  # for the weight too: a row of a merged weight may begin within a block
+    y: Tensor = F.scaled_mm(codes, weight.t(), by_group(factors), grain, scale, grain, output_dtype=x.dtype)
+    return y[: len(x)]
+
+
+def by_group(scale: Tensor) -> Tensor:
+    """[rows, groups] with the rows of a group side by side in memory, as cuBLAS reads them."""
+    return scale.t().contiguous().t()

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from paceline.bench.here import EngineArm
+from paceline.bench import rows
+from paceline.bench.here import in_turns
 from paceline.bench.record import model_facts, read_record, write_whole
 from paceline.bench.runs import Answer
 from paceline.cli import main as cli
@@ -275,14 +276,14 @@ def test_the_hash_is_of_the_weights(tiny_model: Path, tmp_path: Path) -> None:
 
 def test_an_interrupted_run_keeps_what_it_measured(bench: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C in the second row's second repeat: the first row is whole, the second has one repeat."""
-    real, runs = EngineArm.run, count()
+    repeats = count()
 
-    def run(self: EngineArm, *args: Any) -> list[Answer]:
-        if next(runs) == 2 + 2 * 2 + 2 + 2 + 1:  # warm-up, two repeats, warm-up, a repeat, and an arm of the next
+    def run(*args: Any) -> dict[str, list[Answer]]:
+        if next(repeats) == 3:
             raise KeyboardInterrupt
-        return real(self, *args)
+        return in_turns(*args)
 
-    monkeypatch.setattr(EngineArm, "run", run)
+    monkeypatch.setattr(rows, "in_turns", run)
     file = tmp_path / "t.json"
     words = ("--concurrency", "1,2", "--num-requests", "3", "--repeats", "2", "--output", file)
     code, out, _ = bench("table", *SMALL, *words, "--markdown")

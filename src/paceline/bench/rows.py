@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any
 
 from paceline.bench.columns import Columns, steady_state, whole_run
+from paceline.bench.here import EngineArm, in_turns
 from paceline.bench.intervals import medians, ratio
 from paceline.bench.record import Record
 from paceline.bench.runs import Answer, Arm, Closed, Job, Load, Tick
@@ -139,13 +140,20 @@ def measure(
         found: dict[str, list[Answer]] = {}
         for number in range(repeats):
             turn = number % len(arms)
-            for arm in [*arms[turn:], *arms[:turn]]:
-                found[arm.name] = arm.run(level.jobs, level.load, tick)
+            found = run_all([*arms[turn:], *arms[:turn]], level, tick)
             for arm in arms:
                 row.sides[arm.name].add(found[arm.name], level)
             _compare(row, found)
             record.put(index, row.as_dict())
         yield found
+
+
+def run_all(arms: Sequence[Arm], level: Level, tick: Tick) -> dict[str, list[Answer]]:
+    """One repeat. Engines of this process take turns within it, if requests need not come by the clock; all others run
+    one after the other."""
+    engines = [arm for arm in arms if isinstance(arm, EngineArm)] if isinstance(level.load, Closed) else []
+    found = in_turns(engines, level.jobs, level.load, tick)
+    return found | {arm.name: arm.run(level.jobs, level.load, tick) for arm in arms if arm.name not in found}
 
 
 def warm_up(arms: Sequence[Arm], jobs: Sequence[Job], concurrency: int) -> None:

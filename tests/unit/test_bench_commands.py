@@ -16,7 +16,7 @@ from paceline.bench.here import in_turns
 from paceline.bench.record import model_facts, read_record, write_whole
 from paceline.bench.runs import Answer
 from paceline.cli import main as cli
-from paceline.cli.bench_show import interval, shares
+from paceline.cli.bench_format import interval, shares
 from paceline.errors import UserError
 
 Run = Callable[..., tuple[int, str, str]]

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
 from mock_model import VOCAB, MockDrafter, make_engine, plain_text
 
 from paceline.bench.here import EngineArm
 from paceline.bench.record import Record
-from paceline.bench.rows import Level, best_fixed, measure
+from paceline.bench.rows import Level, measure
 from paceline.bench.runs import Answer, Closed, Job, Open, Tick
 from paceline.engine.engine import Engine
 from paceline.request import SamplingParams
@@ -87,20 +86,6 @@ def test_arms_take_turns_and_the_first_run_is_not_counted() -> None:
     assert {name: arm["different"] for name, arm in row["arms"].items()} == {"none": 0, "auto": 0, "4": 3}
     assert row["arms"]["auto"]["same"] and not row["arms"]["4"]["same"]
     assert row["arms"]["auto"]["speedup"]["output"]["median"] == 1.0
-
-
-def test_auto_is_held_against_the_best_fixed_number() -> None:
-    def runs(*rates: float) -> list[dict[str, Any]]:
-        return [{"output_tokens_per_second": rate} for rate in rates]
-
-    arms = {"none": runs(1, 1), "auto": runs(3, 6), "1": runs(2, 2), "2": runs(3, 3), "ngram:3": runs(9, 9)}
-    found = best_fixed(arms)
-    assert found is not None and found["arm"] == "2" and found["output"]["median"] == 1.5
-    plain = best_fixed(arms | {"none": runs(4, 4)})
-    assert plain is not None and plain["arm"] == "none"
-    for fewer in ({"none", "auto"}, {"none", "1", "2"}):
-        assert best_fixed({name: arms[name] for name in fewer}) is None
-    assert best_fixed({name: [] for name in arms}) is None
 
 
 def test_what_was_measured_stays_when_an_arm_dies() -> None:

@@ -10,7 +10,7 @@ from paceline.bench.runs import Answer, Closed, Job, Load, Tick
 from paceline.engine.engine import Engine
 from paceline.engine.plan import StepOutput
 
-TURN = 0.05  # seconds: shorter than most of what disturbs a machine, longer than what a change of turns costs
+TURN = 0.1  # seconds: less than most of what disturbs a machine lasts; a change of turns costs one step's cold caches
 
 
 class EngineArm:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 import paceline
+from paceline.bench.verdicts import by_source
 from paceline.errors import UserError
 from paceline.machine import processor_name
 
@@ -55,6 +56,7 @@ class Record:
             "machine": self.machine,
             "model": self.model,
             "settings": self.settings,
+            "by_source": _rounded(by_source(self.rows)),
             "rows": self.rows,
         }
 

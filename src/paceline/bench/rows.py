@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from statistics import median
 from typing import Any
 
 from paceline.bench.columns import Columns, steady_state, whole_run
@@ -12,6 +11,7 @@ from paceline.bench.here import EngineArm, in_turns
 from paceline.bench.intervals import medians, ratio
 from paceline.bench.record import Record
 from paceline.bench.runs import Answer, Arm, Closed, Job, Load, Tick
+from paceline.bench.verdicts import best_fixed
 from paceline.request import SpeculationStats
 
 WARM_UP_TOKENS, WARM_UP_REQUESTS = 16, 8
@@ -81,18 +81,8 @@ class Row:
             "repeats": count,
             "compared": "token ids" if self.by_ids else "text",
             "arms": {name: _arm(side, base, count) for name, side in self.sides.items()},
-            "best_fixed": best_fixed({name: side.whole[:count] for name, side in self.sides.items()}),
+            "best_fixed": best_fixed({name: _rates(side.whole[:count]) for name, side in self.sides.items()}),
         }
-
-
-def best_fixed(arms: dict[str, list[Columns]]) -> dict[str, Any] | None:
-    """The engine's own choice against the best fixed number of drafts, none at all among them: by output tokens/s. The
-    best one is chosen by the same runs, which is in its favour. None without something to compare."""
-    fixed = {name: rates for name in arms if name.isdecimal() or name == "none" if all(rates := _rates(arms[name]))}
-    if "auto" not in arms or not any(map(str.isdecimal, fixed)) or not arms["auto"]:
-        return None
-    best = max(fixed, key=lambda name: median(rate or 0.0 for rate in fixed[name]))
-    return {"arm": best, "output": ratio(_rates(arms["auto"]), fixed[best])}
 
 
 def _arm(side: Side, base: Side, count: int) -> dict[str, Any]:

@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+
+from paceline.cli.bench_format import interval, markdown, number, percentiles, shares, table
+from paceline.cli.bench_sources import sentence, source_markdown, source_tables
 
 if TYPE_CHECKING:
     from paceline.bench.record import Record
@@ -19,7 +21,6 @@ FIGURES = ("mean TPOT ms", "mean TTFT ms", "output tok/s", "total tok/s")
 RATIOS = ("speed-up", "by TPOT", "steady state")
 SPECULATION = ("acceptance rate", "acceptance length", "mean width")
 GOODPUT = ("goodput req/s",)
-SHORT = {"concurrency": "conc.", "acceptance rate": "accepted", "acceptance length": "length"}  # on a terminal
 
 
 @contextmanager
@@ -40,53 +41,52 @@ def finishing(record: Record, given: dict[str, Any], exact: Sequence[str] | None
         raise typer.Exit(1)
 
 
-def print_rows(record: dict[str, Any], markdown: bool = False, details: bool = False) -> None:
+def print_rows(record: dict[str, Any], as_markdown: bool = False, details: bool = False) -> None:
     """Only rows with a whole repeat."""
     rows = [row for row in record["rows"] if row["repeats"]]
-    if markdown:
-        print("\n".join(markdown_table(rows)))
+    sources = record["by_source"]
+    if as_markdown:
+        print("\n".join([*(source_markdown(rows) if sources else markdown_table(rows)), *map(sentence, sources)]))
         return
     console = Console()
     console.print(title(record | {"rows": rows}), highlight=False)
+    shown = [*(source_tables(rows) if sources else main_tables(rows)), *(detail_tables(rows) if details else [])]
+    for one in filter(lambda one: one.row_count, shown):
+        console.print(one)
+    for summary in sources:
+        console.print(sentence(summary), highlight=False)
+    if cached := sum(arm["cached_tokens"] for row in rows for arm in row["arms"].values()):
+        console.print(f"{cached} prompt tokens came from a prefix cache: start the server with --no-prefix-cache.")
+
+
+def main_tables(rows: list[dict[str, Any]]) -> list[Table]:
+    """Figures of each arm; ratios to the baseline; the engine's own choice against the best fixed number."""
     goodput = GOODPUT if any("goodput" in arm["whole"] for arm in rows[0]["arms"].values()) else ()
-    figures = _table(*headings_of(rows[0]), "arm", *FIGURES, *goodput, "check", "same text")
-    ratios = _table(*headings_of(rows[0]), "arm", *RATIOS, *SPECULATION)
+    figures = table(*headings_of(rows[0]), "arm", *FIGURES, *goodput, "check", "same text")
+    ratios = table(*headings_of(rows[0]), "arm", *RATIOS, *SPECULATION)
     for row in rows:
         for index, (name, arm) in enumerate(row["arms"].items()):
             figures.add_row(*where_of(row), name, *figures_of(arm), *_limits(arm), _check(arm), same(arm))
             if index:
                 ratios.add_row(*where_of(row), name, *ratios_of(arm), *speculation_of(arm))
-    shown = [figures, ratios, best_table(rows), *(detail_tables(rows) if details else [])]
-    for table in filter(lambda table: table.row_count, shown):
-        console.print(table)
-    if cached := sum(arm["cached_tokens"] for row in rows for arm in row["arms"].values()):
-        console.print(f"{cached} prompt tokens came from a prefix cache: start the server with --no-prefix-cache.")
-
-
-def _table(*headings: str) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for heading in headings:
-        table.add_column(
-            SHORT.get(heading, heading), justify="left" if heading in ("arm", "source", "same text") else "right"
-        )
-    return table
+    return [figures, ratios, best_table(rows)]
 
 
 def best_table(rows: list[dict[str, Any]]) -> Table:
     """The engine's own choice against the best fixed number, where both were measured."""
-    table = _table(*headings_of(rows[0]), "best fixed number", "auto to that")
+    found = table(*headings_of(rows[0]), "best fixed number", "auto to that")
     for row in rows:
         if row["best_fixed"] is not None:
-            table.add_row(*where_of(row), row["best_fixed"]["arm"], interval(row["best_fixed"]["output"]))
-    return table
+            found.add_row(*where_of(row), row["best_fixed"]["arm"], interval(row["best_fixed"]["output"]))
+    return found
 
 
 def detail_tables(rows: list[dict[str, Any]]) -> list[Table]:
     """Percentiles of the whole run; the steady state; acceptance and widths."""
     where = headings_of(rows[0])
-    spread = _table(*where, "arm", *(f"{name} ms p50 / p90 / p99" for name in ("TPOT", "TTFT", "ITL")))
-    steady = _table(*where, "arm", "steady state s", *FIGURES, "check")
-    widths = _table(*where, "arm", "accepted by position", "share of each width")
+    spread = table(*where, "arm", *(f"{name} ms p50 / p90 / p99" for name in ("TPOT", "TTFT", "ITL")))
+    steady = table(*where, "arm", "steady state s", *FIGURES, "check")
+    widths = table(*where, "arm", "accepted by position", "share of each width")
     for row in rows:
         for name, arm in row["arms"].items():
             start = (*where_of(row), name)
@@ -100,17 +100,6 @@ def detail_tables(rows: list[dict[str, Any]]) -> list[Table]:
                 by_position = " ".join(number(rate, 2) for rate in told["acceptance_by_position"])
                 widths.add_row(*start, by_position, shares(told["width_histogram"]))
     return [spread, steady, widths]
-
-
-def percentiles(spread: dict[str, float | None]) -> str:
-    """Example: `1.8 / 2.4 / 3.1`."""
-    return " / ".join(number(spread[name], 1) for name in ("p50", "p90", "p99"))
-
-
-def shares(histogram: list[int]) -> str:
-    """Example: shares([3, 0, 1]) = "0: 75 %, 2: 25 %"."""
-    total = sum(histogram) or 1
-    return ", ".join(f"{width}: {100 * count / total:.0f} %" for width, count in enumerate(histogram) if count)
 
 
 def title(record: dict[str, Any]) -> str:
@@ -163,27 +152,14 @@ def _limits(arm: dict[str, Any]) -> list[str]:
     return [number(arm["whole"]["goodput"], 2)] if "goodput" in arm["whole"] else []
 
 
-def number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
-
-
-def interval(ratio: dict[str, Any] | None) -> str:
-    """Example: `1.52x [1.49, 1.55]`."""
-    if ratio is None:
-        return "-"
-    sure = "" if ratio["low"] is None else f" [{ratio['low']:.2f}, {ratio['high']:.2f}]"
-    return f"{ratio['median']:.2f}x{sure}"
-
-
 def markdown_table(rows: list[dict[str, Any]]) -> list[str]:
     """A line for each arm of a row beside the baseline, figures as `baseline / arm`; for the baseline where it is
     alone."""
-    lines = [[*headings_of(rows[0]), "arms", *FIGURES, *RATIOS, *SPECULATION, "same text"]]
-    lines.append(["---"] * len(lines[0]))
+    lines = []
     for row in rows:
         (base_name, base), *others = row["arms"].items()
         for name, arm in others or [(base_name, base)]:
             pairs = [f"{a} / {b}" for a, b in zip(figures_of(base), figures_of(arm), strict=True)]
             ends = [*ratios_of(arm), *speculation_of(arm), same(arm)]
             lines.append([*where_of(row), f"{base_name} / {name}", *pairs, *ends])
-    return ["| " + " | ".join(cells) + " |" for cells in lines]
+    return markdown([*headings_of(rows[0]), "arms", *FIGURES, *RATIOS, *SPECULATION, "same text"], lines)

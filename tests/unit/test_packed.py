@@ -14,7 +14,7 @@ from paceline.batch import Row, make_batch
 from paceline.cache.attend import PagedAttend
 from paceline.cache.pool import Pool
 from paceline.config import ModelConfig
-from paceline.kernels import gated, pack_weight, rowwise
+from paceline.kernels import gated, native, pack_weight, rowwise
 from paceline.kernels.cpu import GRAIN
 from paceline.layers.basic import Linear
 from paceline.models import build_model
@@ -28,6 +28,7 @@ needs_bf16 = pytest.mark.skipif(
 QWEN3_MOE = {"model_type": "qwen3_moe", "num_nextn_predict_layers": 0, "num_key_value_heads": 2, "head_dim": 32}
 SHAPES: dict[str, dict[str, Any]] = {
     "small: heads and experts fused": {},
+    "attention in one call": {"qk_rope_head_dim": 32},
     "query rank: heads apart": {"q_lora_rank": 48},
     "large experts: one by one": {"n_routed_experts": 32, "moe_intermediate_size": 192, "n_group": 1},
     "no shared expert": {"n_shared_experts": 0},
@@ -77,6 +78,15 @@ def test_packed_model_agrees_with_plain_and_with_itself(changes: dict[str, Any])
         ([1, 2, 3, 5, 8, 77], range(60, 0, -5)),
     ):
         assert torch.equal(states(packed, tokens, chunks, list(tables)), whole)
+
+
+@pytest.mark.skipif(not hasattr(native.library(), "mla"), reason="this CPU has no bf16 products of our own")
+def test_attention_in_one_call_is_for_whole_blocks() -> None:
+    """So that the comparison above compares what it says."""
+    for rope, found in ((8, False), (32, True)):
+        model = model_of({"qk_rope_head_dim": rope})
+        model.pack()
+        assert all((layer._half is not None) == found for layer in model.layers)
 
 
 @needs_bf16

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from paceline.batch import ForwardBatch
 from paceline.cache.pool import SPARE_SLOTS, Pool
-from paceline.kernels import PIECE, Sight, attend_rows, latent
+from paceline.kernels import PIECE, Sight, attend_rows, latent, mla
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,12 @@ class PagedAttend:
             for r in self.reaches
         ]
         return outs[0] if len(outs) == 1 else torch.cat(outs)
+
+    def paged(self, layer: int) -> mla.Paged | None:
+        pool, batch = self.pool, self.batch
+        if not pool.spec.latent or batch.tree is not None:
+            return None
+        return mla.Paged(pool.k[layer], batch.slots, self.tables, pool.block_size)
 
     @cached_property
     def tables(self) -> latent.Tables:

@@ -18,6 +18,9 @@ class DenseAttend:
         causal = torch.ones(size, size, dtype=torch.bool, device=documents.device).tril()
         self.hidden = ~((documents[:, None, :, None] == documents[:, None, None, :]) & causal)  # [B, 1, S, S]
 
+    def paged(self, layer: int) -> None:
+        """There is no cache."""
+
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         batch, size = self.shape
         groups = q.shape[1] // k.shape[1]

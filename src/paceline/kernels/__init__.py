@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from paceline.kernels import latent, native
+from paceline.kernels import latent, mla, native
 from paceline.kernels.cpu import (
     PIECE,
     attend_rows,
@@ -32,6 +32,7 @@ __all__ = [
     "attend_rows",
     "gated",
     "latent",
+    "mla",
     "native",
     "pack_weight",
     "packed_linear",

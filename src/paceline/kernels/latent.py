@@ -45,15 +45,20 @@ def attend_latent(q: Tensor, keys: Tensor, tables: Tables, v_dim: int, block_siz
     threads as torch has."""
     requests, (rows, heads, k_dim), longest = len(tables.context), q.shape, tables.longest
     out = torch.empty(rows, heads, v_dim, dtype=q.dtype)
-    threads = torch.get_num_threads() if tables.work * heads >= 4 * SHARED_AT_LEAST else 1
-    scratch = torch.empty(threads, 2 * (longest + FETCHED) + 4 * MOST_ROWS * (longest + 4), dtype=torch.float32)
+    threads, tile, scratch = shared_work(tables, rows, heads)
     numbers = tables.numbers.data_ptr()
     offsets = (0, requests + 1, 2 * requests + 1, 3 * requests + 1, 4 * requests + 1)
     pointers = (q.data_ptr(), keys.data_ptr(), out.data_ptr(), *(numbers + 8 * offset for offset in offsets))
     sizes = (requests, heads, q.stride(0), k_dim, v_dim, block_size, longest)
-    tile = max(1, min(MOST_ROWS, rows // threads))  # rows that share what they read, but work for every thread
     native.call("attend_latent", *pointers, scratch.data_ptr(), *sizes, scale, tile, threads)
     return out
+
+
+def shared_work(tables: Tables, rows: int, heads: int) -> tuple[int, int, Tensor]:
+    """Threads, rows in a tile, which share what they read, but leave work for every thread, and scratch for each."""
+    threads = torch.get_num_threads() if tables.work * heads >= 4 * SHARED_AT_LEAST else 1
+    size = 2 * (tables.longest + FETCHED) + 4 * MOST_ROWS * (tables.longest + 4)
+    return threads, max(1, min(MOST_ROWS, rows // threads)), torch.empty(threads, size, dtype=torch.float32)
 
 
 def attends_latent(q: Tensor, v_dim: int) -> bool:

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from paceline.kernels import pack_weight, packed_linear, rotate_and_norm
+from paceline.kernels import mla, pack_weight, packed_linear, rotate_and_norm
 from paceline.layers.basic import Linear, RMSNorm
 from paceline.layers.rope import Rope
 
@@ -37,9 +37,12 @@ class Attend(Protocol):
     """Keeps this pass's keys and values and attends over all that a row may see.
 
     q [T, Hq, Dk], k [T, Hkv, Dk], v [T, Hkv, Dv] to [T, Hq, Dv]; Hq is a multiple of Hkv. `absorbed`: MLA should hand
-    over latents (serving: the cache stays small) rather than expanded heads (training: fewer operations)."""
+    over latents (serving: the cache stays small) rather than expanded heads (training: fewer operations). `paged`: where
+    the pass keeps latents, for code that writes and reads them itself; None where that is not to be."""
 
     absorbed: bool
+
+    def paged(self, layer: int) -> mla.Paged | None: ...
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor: ...
 
@@ -136,6 +139,18 @@ class MLA(nn.Module):
         if plain and self.rope.interleaved and fused_size <= FUSED_AT_MOST:
             w_in, w_out = (pack_weight(w) for w in self.fused_weights())
             self._fused = (w_in, w_out) if w_in is not None and w_out is not None else None
+
+    def with_norms(self, norm: RMSNorm, next_norm: RMSNorm) -> mla.HalfLayer | None:
+        """norm, this, the sum and the norm behind it in one call: for a packed layer, where `fused` would be too."""
+        if self._fused is None or norm.eps != next_norm.eps:
+            return None
+        s, latent_norm = self.sizes, self.kv_a_layernorm
+        shape = mla.Shape(
+            s.hidden_size, s.num_heads, s.nope, s.rope, s.kv_lora_rank, s.v, norm.eps, latent_norm.eps, self.scale
+        )
+        w_in = torch.cat((self.q_proj.weight, self.kv_a_proj_with_mqa.weight))
+        weights = (norm.weight, w_in, latent_norm.weight, *self.up_projections(), self.o_proj.weight, next_norm.weight)
+        return mla.pack(shape, mla.Weights(*weights))
 
     def fused_weights(self) -> tuple[Tensor, Tensor]:
         """in [(H + 1) * (rank + rope), hidden], with the scale in its queries; out [hidden, H * rank]. In float32."""

@@ -52,14 +52,15 @@ class Rope(nn.Module):
         if self._table is None or self._table.device != positions.device:
             with torch.inference_mode(False):  # it outlives this pass, and a later one may train
                 self._table = self.table(positions.device)
-        cos, sin = self._table.index_select(0, positions.clamp(0, len(self._table) - 1)).unsqueeze(-2).unbind(1)
+        places = positions.clamp(0, self.max_positions - 1)
+        cos, sin = self._table.index_select(1, places).unsqueeze(-2).unbind(0)
         return cos, sin
 
     def table(self, device: torch.device) -> Tensor:
-        """cos and sin of every position, [max_positions, 2, dim/2]. Made once, so that a position has the same bits in
+        """cos and sin of every position, [2, max_positions, dim/2]. Made once, so that a position has the same bits in
         every pass: vectorised cos and sin differ in the last bit from the scalar ones that finish a row."""
         angles = torch.arange(self.max_positions, dtype=torch.float32, device="cpu")[:, None] * self.inverse.cpu()
-        return (torch.stack((angles.cos(), angles.sin()), dim=1) * self.scale).to(device)
+        return (torch.stack((angles.cos(), angles.sin())) * self.scale).to(device)
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """x [T, heads, dim or more] to the same shape: the first `dim` numbers of each head rotated, the rest as it is.

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from paceline.config import ModelConfig
 from paceline.formats import Format
-from paceline.layers.attention import Attend, CacheSpec
+from paceline.kernels.mla import HalfLayer
+from paceline.layers.attention import MLA, Attend, CacheSpec
 from paceline.layers.basic import Embedding, Linear, RMSNorm, prefixed
 from paceline.layers.rope import Rope
 
@@ -23,11 +24,24 @@ class DecoderLayer(nn.Module):
         self.self_attn, self.mlp = attention, mlp
         self.input_layernorm = RMSNorm(hidden_size, eps)
         self.post_attention_layernorm = RMSNorm(hidden_size, eps)
+        self._half: HalfLayer | None = None
 
     def forward(self, layer: int, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
         """x [T, hidden], cos and sin [T, 1, rotary / 2] to [T, hidden]; attends as `layer`."""
+        x, normed = self.attended(layer, x, cos, sin, attend)
+        return x + self.mlp(normed)  # type: ignore[no-any-return]
+
+    def attended(self, layer: int, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> tuple[Tensor, Tensor]:
+        """x + attention(norm(x)), and the norm of that."""
+        if self._half is not None and (paged := attend.paged(layer)) is not None:
+            return self._half(x, cos, sin, paged)
         x = x + self.self_attn(layer, self.input_layernorm(x), cos, sin, attend)
-        return x + self.mlp(self.post_attention_layernorm(x))  # type: ignore[no-any-return]
+        return x, self.post_attention_layernorm(x)
+
+    def pack(self) -> None:
+        """After its parts."""
+        if isinstance(self.self_attn, MLA):
+            self._half = self.self_attn.with_norms(self.input_layernorm, self.post_attention_layernorm)
 
     def weights(self) -> dict[str, Tensor]:
         named = {
@@ -110,7 +124,7 @@ def pack(model: nn.Module) -> None:
     """Lays every weight out once for the CPU; call it after loading.
     Packed copies follow no later change of the weights."""
     with torch.no_grad():
-        for module in model.modules():
+        for module in reversed(list(model.modules())):  # parts first
             packs = getattr(module, "pack", None)
             if module is not model and callable(packs):
                 packs()

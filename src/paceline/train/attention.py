@@ -44,6 +44,9 @@ class BlockAttend:
                 hidden = (row[start:end, None] != row[first:end]) | (places > places[start - first :, None])
                 self.spans.append(Span(r * size + first, r * size + start, r * size + end, hidden))
 
+    def paged(self, layer: int) -> None:
+        """There is no cache."""
+
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         groups = q.shape[1] // k.shape[1]
         if groups > 1:

@@ -1,4 +1,5 @@
 /* bf16 to float and back. */
+#pragma once
 #include <stdint.h>
 #include <string.h>
 

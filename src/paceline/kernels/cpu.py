@@ -66,7 +66,7 @@ def rotate_and_norm(made: Tensor, cos: Tensor, sin: Tensor, weight: Tensor, eps:
 
 def route(x: Tensor, weight: Tensor, bias: Tensor, top: int, normalise: bool, scaling: float) -> Tensor:
     """As `reference.route`."""
-    if native.serves(x, weight) and len(weight) <= native.MAX_EXPERTS:
+    if native.serves(x, weight) and bias.dtype == torch.float32 and len(weight) <= native.MAX_EXPERTS:
         return native.route(x.contiguous(), weight, bias, top, normalise, scaling)
     return reference.shares_of(router_scores(x, weight), bias, top, normalise, scaling)
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("native.c", "latent.c", "linear.c", "int8.c"))
-HEADERS = tuple(Path(__file__).with_name(name) for name in ("bf16.h", "quick_exp.h"))
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("native.c", "latent.c", "linear.c", "moe.c", "mla.c", "int8.c"))
+HEADERS = tuple(Path(__file__).with_name(name) for name in ("bf16.h", "quick_exp.h", "tile.h", "native.h"))
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-fPIC")
 MAX_HALF_ROPE, MAX_EXPERTS = 256, 256  # sizes of the arrays in native.c
 SHARED_AT_LEAST = 1 << 18  # weights of a product below which waking other threads costs more than they save
@@ -33,6 +33,8 @@ _SIGNATURES = {
     "gated": [_POINTER] * 3 + [_LONG] * 4 + [ctypes.c_int],
     "attend_latent": [_POINTER] * 9 + [_LONG] * 7 + [_FLOAT, _LONG, ctypes.c_int],
     "bf16_linear": [_POINTER] * 4 + [_LONG] * 3 + [ctypes.c_int],
+    "gated_experts": [_POINTER] * 8 + [_LONG] * 5 + [ctypes.c_int],
+    "mla": [_POINTER] * 11 + [_LONG] * 5 + [ctypes.c_int] * 2,
     "int8_linear": [_POINTER] * 5 + [_LONG] * 3 + [ctypes.c_int],
 }
 

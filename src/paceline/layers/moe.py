@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paceline.kernels import gated, pack_weight, packed_linear, route, router_scores
+from paceline.kernels.moe import PackedExperts, gated_experts, pack_experts
 from paceline.layers.basic import GatedMLP, prefixed
 
 TOGETHER_AT_MOST = 1 << 20
@@ -91,11 +92,14 @@ class MoE(nn.Module):
         self.down = nn.Parameter(torch.empty(s.num_experts, s.hidden_size, s.intermediate_size))
         self.shared_experts = GatedMLP(s.hidden_size, s.num_shared * s.intermediate_size) if s.num_shared else None
         self.load: Tensor | None = None
+        self._compiled: PackedExperts | None = None
         self._packed: list[tuple[Tensor, Tensor]] | None = None
         self._together: tuple[Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, hidden] to [T, hidden]."""
+        if self._compiled is not None:
+            return gated_experts(x, self.gate.shares(x), self.sizes.top_k, self._compiled)
         if self._together is not None:
             return self.together(x, *self._together)
         experts, weights = self.gate(x)
@@ -129,6 +133,9 @@ class MoE(nn.Module):
         return packed_linear(inner, down)
 
     def pack(self) -> None:
+        self._compiled = pack_experts(*self.expert_weights())
+        if self._compiled is not None:
+            return
         if self.gate_up.numel() + self.down.numel() <= TOGETHER_AT_MOST:
             gate_up, down = (pack_weight(w) for w in self.together_weights())
             self._together = (gate_up, down) if gate_up is not None and down is not None else None
@@ -136,6 +143,18 @@ class MoE(nn.Module):
         pairs = [(pack_weight(self.gate_up[e]), pack_weight(self.down[e])) for e in range(self.sizes.num_experts)]
         packed = [(g, d) for g, d in pairs if g is not None and d is not None]
         self._packed = packed if len(packed) == len(pairs) else None
+
+    def expert_weights(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Gates, ups [intermediate, hidden] and downs [hidden, intermediate] of the routed experts and then the shared
+        ones, whose product is a sum over pieces as large as the others."""
+        gates, ups, downs = [*self.gate_up.chunk(2, dim=1)[0]], [*self.gate_up.chunk(2, dim=1)[1]], [*self.down]
+        if self.shared_experts is not None:
+            size = self.sizes.intermediate_size
+            gate, up = self.shared_experts.gate_up.weight.chunk(2)
+            gates += gate.split(size)
+            ups += up.split(size)
+            downs += self.shared_experts.down.weight.split(size, dim=1)
+        return gates, ups, downs
 
     def together_weights(self) -> tuple[Tensor, Tensor]:
         """gate_up [2 * n, hidden], all gates first; down [hidden, n]. n: the routed experts' sizes, then the shared."""

@@ -26,7 +26,8 @@ WARM: dict[str, Any] = {"max_tokens": 16, "temperature": 0.8, "seed": 11}
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with serving(tmp_path_factory.mktemp("serve") / "log", "--threads", "1", "--drafter", "mtp,ngram") as served:
+    flags = ["--threads", "1", "--drafter", "mtp,ngram", "--chunk-interval", "0"]  # a chunk a step
+    with serving(tmp_path_factory.mktemp("serve") / "log", *flags) as served:
         yield served
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,10 +35,11 @@ class Whole:
         self.finished = delta.finished
 
 
-async def collect(deltas: AsyncIterator[Delta], count: int) -> list[Whole]:
-    """All answers in the order of their numbers, when all have ended."""
-    wholes = [Whole() for _ in range(count)]
-    async for delta in deltas:
+async def collect(answers: Answers, usage: Usage) -> list[Whole]:
+    """All answers in the order of their numbers, when all have ended, and counted."""
+    wholes = [Whole() for _ in range(answers.count)]
+    async for delta in answers.deltas():
+        usage.add(delta)
         wholes[delta.index].add(delta)
     return wholes
 
@@ -82,13 +82,6 @@ class Usage:
         asked = {"drafter": drafts.drafter, "num_speculative_tokens": tokens}
         by_position = {"drafted_by_position": self._stats.offered, "accepted_by_position": self._stats.taken}
         return asked | self._stats.as_dict() | by_position
-
-
-async def counted(deltas: AsyncIterator[Delta], usage: Usage) -> AsyncIterator[Delta]:
-    """The same deltas, after `usage` has seen them."""
-    async for delta in deltas:
-        usage.add(delta)
-        yield delta
 
 
 def end_fields(finished: Finished | None) -> dict[str, Any]:

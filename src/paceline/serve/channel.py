@@ -11,7 +11,23 @@ from pydantic import BaseModel
 
 from paceline.serve.messages import Abort, Add, Start, to_engine, to_line
 
-_READ = 1 << 20
+READ = 1 << 20  # bytes at a time
+
+
+class Lines:
+    """Bytes in any pieces to whole lines, in time linear in the bytes."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []  # of the line that has not ended
+
+    def push(self, data: bytes) -> list[bytes]:
+        """The lines that have ended, without their ends."""
+        first, *others = data.split(b"\n")
+        self._parts.append(first)
+        if not others:
+            return []
+        line, self._parts = b"".join(self._parts), [others.pop()]
+        return [line, *others]
 
 
 class Channel:
@@ -19,7 +35,7 @@ class Channel:
 
     def __init__(self, source: int, target: int) -> None:
         self._source, self._target = source, target
-        self._rest = b""
+        self._lines = Lines()
         self.closed = False
 
     @classmethod
@@ -35,10 +51,9 @@ class Channel:
         """All messages that are there; with `wait` at least one, unless the other side has hung up."""
         found: list[Start | Add | Abort] = []
         while not self.closed and select.select([self._source], [], [], None if wait and not found else 0)[0]:
-            data = os.read(self._source, _READ)
+            data = os.read(self._source, READ)
             self.closed = not data
-            *lines, self._rest = (self._rest + data).split(b"\n")
-            found += map(to_engine, lines)
+            found += map(to_engine, self._lines.push(data))
         return found
 
     def send(self, message: BaseModel) -> None:

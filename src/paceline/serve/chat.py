@@ -8,14 +8,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 
-from paceline.serve.answers import Usage, Whole, collect, counted, end_fields
+from paceline.serve.answers import Usage, Whole, collect, end_fields
 from paceline.serve.details import TokenDetails
 from paceline.serve.generation import Answers, drafts_for, sampling_params
 from paceline.serve.logprobs import chat_logprobs, prompt_rows
 from paceline.serve.messages import Finished
 from paceline.serve.protocol import ChatBody, Message
 from paceline.serve.state import State, head, state_of
-from paceline.serve.stream import EventStream, begun, unless_gone
+from paceline.serve.stream import EventStream, unless_gone
 from paceline.serve.text import Delta
 from paceline.serve.tool_calls import CallReader, News, news_of
 from paceline.tokenizer import Tokenizer
@@ -28,16 +28,13 @@ async def chat(body: ChatBody, request: Request, state: Annotated[State, Depends
     model = state.model_name(body.model)
     answers = await _submit(body, state)
     usage = Usage(answers)
-    deltas = counted(answers.deltas(), usage)
     if not body.stream:
-        wholes = await unless_gone(request, collect(deltas, body.n))
+        wholes = await unless_gone(request, collect(answers, usage))
         choices = [_choice(number, whole, body, state.tokenizer) for number, whole in enumerate(wholes)]
         told = {"choices": choices, "usage": usage.as_dict()} | _of_prompt(answers, wholes[0], body)
         return JSONResponse(head("chat.completion", "chatcmpl", model) | told)
-    started = await unless_gone(request, begun(deltas))
-    return EventStream(
-        _chunks(started, body, head("chat.completion.chunk", "chatcmpl", model), usage, state.tokenizer), answers.abort
-    )
+    chunks = _chunks(answers, body, head("chat.completion.chunk", "chatcmpl", model), usage)
+    return await EventStream.begun(chunks, request, answers.abort)
 
 
 async def _submit(body: ChatBody, state: State) -> Answers:
@@ -69,6 +66,12 @@ def _choice(number: int, whole: Whole, body: ChatBody, tokenizer: Tokenizer) -> 
     return choice | _end(whole.finished, bool(said.names)) | told
 
 
+def _role(number: int) -> dict[str, Any]:
+    """How each answer of a stream begins."""
+    role = {"role": "assistant", "content": ""}
+    return {"index": number, "delta": role, "logprobs": None, "finish_reason": None}
+
+
 def _end(finished: Finished | None, called: bool) -> dict[str, Any]:
     """As `end_fields`, but an answer that ended by itself and has called tools says so."""
     fields = end_fields(finished)
@@ -80,16 +83,18 @@ def _logprobs(part: Whole | Delta, body: ChatBody, tokenizer: Tokenizer) -> dict
 
 
 async def _chunks(
-    deltas: AsyncIterator[Delta], body: ChatBody, start: dict[str, Any], usage: Usage, tokenizer: Tokenizer
+    answers: Answers, body: ChatBody, start: dict[str, Any], usage: Usage
 ) -> AsyncIterator[dict[str, Any]]:
     """A chunk with the role for each answer, one for each delta that says something, and the usage if it is wanted."""
-    for number in range(body.n):
-        role = {"role": "assistant", "content": ""}
-        choice = {"index": number, "delta": role, "logprobs": None, "finish_reason": None}
-        yield start | {"choices": [choice]} | usage.of_chunk(body.stream_options)
+    tokenizer, has_begun = answers.tokenizer, False
     details = [TokenDetails(tokenizer) for _ in range(body.n)] if body.paceline.tokens else []
     readers = [CallReader(body.must_call) for _ in range(body.n)] if body.offered else []
-    async for delta in deltas:
+    async for delta in answers.deltas():
+        if not has_begun:  # not before: who is refused gets no chunk
+            has_begun = True
+            for number in range(body.n):
+                yield start | {"choices": [_role(number)]} | usage.of_chunk(body.stream_options)
+        usage.add(delta)
         said = readers[delta.index].read(delta.text, delta.finished is not None) if readers else News(delta.text)
         if said or delta.finished or body.logprobs or details:
             choice = {"index": delta.index, "delta": said.as_delta(), "logprobs": _logprobs(delta, body, tokenizer)}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import count
 from typing import Any
 
@@ -16,12 +16,12 @@ from pydantic import BaseModel
 
 from paceline.errors import UserError
 from paceline.request import SamplingParams
+from paceline.serve.child import Child
 from paceline.serve.cores import available, keep_to
 from paceline.serve.errors import ApiError
 from paceline.serve.job import Drafts, Job, Watcher
 from paceline.serve.log import log
 from paceline.serve.messages import (
-    MAX_LINE,
     Abort,
     Add,
     Failed,
@@ -32,7 +32,6 @@ from paceline.serve.messages import (
     Stats,
     Step,
     from_engine,
-    to_line,
 )
 
 COMMAND = (sys.executable, "-P", "-m", "paceline.serve.engine_process")
@@ -56,10 +55,14 @@ class EngineClient:
         timeout: float,
         watcher: Watcher,
         command: Sequence[str] = COMMAND,
+        interval: float = 0.0,
     ) -> None:
-        self._command = command
+        self._command, self._interval = command, interval
         self._options, self._max_queue, self._timeout, self._watcher = options, max_queue, timeout, watcher
-        self._process: asyncio.subprocess.Process | None = None
+        self._child: Child | None = None
+        self._first: asyncio.Future[Ready | Failed | None]  # what the present engine said first
+        self._gone: asyncio.Event  # it has hung up
+        self._worked: bool  # it has answered something
         self._supervisor: asyncio.Task[None] | None = None
         self._jobs: dict[str, tuple[Job, asyncio.TimerHandle]] = {}
         self._names = count()
@@ -78,8 +81,8 @@ class EngineClient:
             self._supervisor.cancel()
         self.alive = False
         self._fail_all(ApiError(503, "The server is going down; send this request again later."))
-        if self._process is not None:
-            await _end(self._process)
+        if self._child is not None:
+            await self._child.end()
 
     @property
     def open_answers(self) -> int:
@@ -96,13 +99,15 @@ class EngineClient:
         if self.open_answers + answers > room:
             raise ApiError(429, f"The server is full ({self.open_answers} answers under way); try again in a moment.")
 
-    def submit(self, prompt: list[int], params: SamplingParams, drafts: Drafts) -> Job:
-        """Hands a job over.
+    def submit(
+        self, prompt: list[int], params: SamplingParams, drafts: Drafts, news: asyncio.Event | None = None
+    ) -> Job:
+        """Hands a job over. news: as in `Job`.
 
         Whoever leaves it before its end must `abort` it. Raises `ApiError` as `check_room` does; what the engine says
         of the job comes with its pieces."""
         self.check_room(params.n)
-        job = Job(f"job-{next(self._names)}", prompt, params, drafts)
+        job = Job(f"job-{next(self._names)}", prompt, params, drafts, news)
         timer = asyncio.get_running_loop().call_later(self._timeout, self._expire, job)
         self._jobs[job.id] = (job, timer)
         self._watcher.arrived(job)
@@ -142,21 +147,18 @@ class EngineClient:
                 job.fail(error)
 
     def _send(self, message: BaseModel) -> None:
-        if self._process is not None and self._process.stdin is not None and not self._process.stdin.is_closing():
-            self._process.stdin.write(to_line(message))
+        if self._child is not None:
+            self._child.send(message)
 
     async def _launch(self) -> None:
-        pipe = asyncio.subprocess.PIPE
-        self._process = await asyncio.create_subprocess_exec(
-            *self._command, stdin=pipe, stdout=pipe, limit=MAX_LINE, env=BOUNDED | os.environ
-        )
-        self._send(Start(options=self._options, cores=self._cores))
+        self._first, self._gone, self._worked = asyncio.get_running_loop().create_future(), asyncio.Event(), False
+        self._child = await Child.start(self._command, BOUNDED | os.environ, self._hear)
+        self._child.send(Start(options=self._options, cores=self._cores, interval=self._interval))
         try:
-            line = await self._line()
+            said = await self._first
         except BaseException:  # interrupted while it loads: it must not stay behind
-            await _end(self._process)
+            await self._child.end()
             raise
-        said = from_engine(line) if line else None
         if isinstance(said, Failed):
             raise UserError(said.sentence)
         if not isinstance(said, Ready):
@@ -165,16 +167,17 @@ class EngineClient:
         keep_to(said.spare_cores)
 
     async def _supervise(self) -> None:
-        """Reads the engine until it dies, and starts it again, each time in a row after a longer pause."""
+        """Waits until the engine dies, and starts it again, each time in a row after a longer pause."""
         pause = FIRST_PAUSE
         while True:
-            if self.alive and await self._worked():
-                pause = FIRST_PAUSE
+            if self.alive:
+                await self._gone.wait()
+                pause = FIRST_PAUSE if self._worked else pause
             self.alive, self.stats = False, None
             self._fail_all(ApiError(503, CRASHED))
-            assert self._process is not None
-            await _end(self._process)
-            log("engine_died", exit_code=self._process.returncode, again_in_seconds=pause)
+            assert self._child is not None
+            await self._child.end()
+            log("engine_died", exit_code=self._child.exit_code, again_in_seconds=pause)
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
             self._watcher.restarted()
@@ -184,28 +187,23 @@ class EngineClient:
             except Exception as error:  # whatever it was, the next attempt may go better
                 log("engine_failed", error=str(error))
 
-    async def _worked(self) -> bool:
-        """Listens until the engine hangs up or talks nonsense; whether it did any work before."""
-        steps = count()
-        try:
-            await self._listen(steps)
-        except Exception as error:  # nobody may wait for an engine that nobody reads
-            log("engine_unreadable", error=str(error)[:1000])
-        return next(steps) > 0
-
-    async def _listen(self, steps: Iterator[int]) -> None:
-        while line := await self._line():
-            message = from_engine(line)
-            if isinstance(message, Stats):
-                self.stats = message
-            elif isinstance(message, Step):
-                next(steps)
-                for piece in message.pieces:
-                    self._deliver(piece)
-            elif isinstance(message, Refused):
-                job = self._drop(message.job)
-                if job is not None:
-                    job.fail(ApiError(400, message.sentence))
+    def _hear(self, line: bytes) -> None:
+        """What the engine says; empty when it has hung up."""
+        message = from_engine(line) if line else None
+        if isinstance(message, Step):
+            self._worked = True
+            for piece in message.pieces:
+                self._deliver(piece)
+        elif isinstance(message, Stats):
+            self.stats = message
+        elif isinstance(message, Refused):
+            job = self._drop(message.job)
+            if job is not None:
+                job.fail(ApiError(400, message.sentence))
+        elif not self._first.done():
+            self._first.set_result(message)
+        if message is None:
+            self._gone.set()
 
     def _deliver(self, piece: Piece) -> None:
         """To its job, unless that was aborted meanwhile."""
@@ -216,20 +214,3 @@ class EngineClient:
         self._watcher.piece(job, piece)
         if job.ended:
             self._drop(job.id)
-
-    async def _line(self) -> bytes:
-        """Empty at the end."""
-        assert self._process is not None and self._process.stdout is not None
-        line = await self._process.stdout.readline()
-        return line if line.endswith(b"\n") else b""
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """Hangs up and waits a little; then kills."""
-    if process.stdin is not None:
-        process.stdin.close()
-    try:
-        await asyncio.wait_for(process.wait(), 2.0)
-    except TimeoutError:
-        process.kill()
-        await process.wait()

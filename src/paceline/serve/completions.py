@@ -9,13 +9,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 
-from paceline.serve.answers import Usage, Whole, collect, counted, end_fields
+from paceline.serve.answers import Usage, Whole, collect, end_fields
 from paceline.serve.errors import ApiError
 from paceline.serve.generation import Answers, drafts_for, sampling_params
 from paceline.serve.logprobs import completion_logprobs, prompt_rows
 from paceline.serve.protocol import CompletionBody
 from paceline.serve.state import State, head, state_of
-from paceline.serve.stream import EventStream, begun, unless_gone
+from paceline.serve.stream import EventStream, unless_gone
 from paceline.serve.text import Delta
 from paceline.tokenizer import Tokenizer
 
@@ -37,13 +37,12 @@ async def completions(body: CompletionBody, request: Request, state: Annotated[S
     echoes = await _echoes(body, prompts, state)
     answers = Answers.submit(state.client, state.tokenizer, prompts, params, drafts)
     usage = Usage(answers)
-    deltas = counted(answers.deltas(), usage)
     start, shape = head("text_completion", "cmpl", model), _Shape(body, prompts, echoes, state.tokenizer)
     if not body.stream:
-        wholes = await unless_gone(request, collect(deltas, len(prompts) * body.n))
+        wholes = await unless_gone(request, collect(answers, usage))
         choices = [shape.choice(number, whole) for number, whole in enumerate(wholes)]
         return JSONResponse(start | {"choices": choices, "usage": usage.as_dict()})
-    return EventStream(_chunks(await unless_gone(request, begun(deltas)), shape, start, usage), answers.abort)
+    return await EventStream.begun(_chunks(answers, shape, start, usage), request, answers.abort)
 
 
 def _scored(body: CompletionBody) -> int | None:
@@ -110,10 +109,11 @@ class _Shape:
 
 
 async def _chunks(
-    deltas: AsyncIterator[Delta], shape: _Shape, start: dict[str, Any], usage: Usage
+    answers: Answers, shape: _Shape, start: dict[str, Any], usage: Usage
 ) -> AsyncIterator[dict[str, Any]]:
     options = shape.body.stream_options
-    async for delta in deltas:
+    async for delta in answers.deltas():
+        usage.add(delta)
         choice = shape.choice(delta.index, delta)
         if choice["text"] or choice["logprobs"] or delta.finished:
             yield start | {"choices": [choice]} | usage.of_chunk(options)

@@ -11,15 +11,14 @@ from time import monotonic
 
 import torch
 
-from paceline.engine.plan import StepOutput
 from paceline.errors import UserError
 from paceline.llm import LLM
-from paceline.outputs import Timing
 from paceline.request import Request
 from paceline.serve.channel import Channel
 from paceline.serve.compiling import Compiling
 from paceline.serve.cores import available, keep_to, shared_out
-from paceline.serve.messages import Abort, Add, Failed, Finished, Piece, Ready, Refused, Start, Stats, Step
+from paceline.serve.messages import Abort, Add, Failed, Ready, Refused, Start, Stats, Step
+from paceline.serve.outbox import Outbox
 from paceline.speculative_config import AUTO
 from paceline.tokenizer import IncrementalDecoder
 
@@ -27,11 +26,10 @@ STATS_SECONDS = 0.2
 
 
 class Worker:
-    """Keeps which request of the engine is which answer of which job."""
-
-    def __init__(self, llm: LLM, channel: Channel) -> None:
+    def __init__(self, llm: LLM, channel: Channel, interval: float) -> None:
+        """interval: as in `Outbox`."""
         self.llm, self.engine, self.channel = llm, llm.engine, channel
-        self._answers: dict[str, tuple[str, int]] = {}
+        self._outbox = Outbox(interval)
         self._told = 0.0
         self._spare_cores: list[int] = []
         self._compiling = Compiling(llm.loaded.grammars)
@@ -76,7 +74,7 @@ class Worker:
         except UserError as error:
             self.channel.send(Refused(job=message.job, sentence=str(error)))
             return
-        self._answers |= {request.id: (message.job, index) for index, request in enumerate(requests)}
+        self._outbox.open(message.job, requests)
 
     def _queue_compiled(self) -> None:
         for message, complaint in self._compiling.done(idle=not self.engine.has_unfinished):
@@ -87,47 +85,30 @@ class Worker:
 
     def _abort(self, job: str) -> None:
         self._compiling.forget(job)
-        for name in [name for name, (owner, _) in self._answers.items() if owner == job]:
-            del self._answers[name]
+        for name in self._outbox.drop(job):
             self.engine.abort(name)
         self.channel.send(self._stats())
 
     def _step(self) -> None:
         if not self.engine.has_unfinished:
             return
-        outputs = self.engine.step()
+        outputs, now = self.engine.step(), monotonic()
         for output in outputs:
             self._give_up(output.request)
-        pieces = [self._piece(output) for output in outputs if output.request.id in self._answers]
-        if pieces:
+            self._outbox.add(output.request, now)
+        if pieces := self._outbox.take(now):
             self.channel.send(Step(pieces=pieces))
-        if monotonic() - self._told > STATS_SECONDS or not self.engine.has_unfinished:
+        if now - self._told > STATS_SECONDS or not self.engine.has_unfinished:
             self.channel.send(self._stats())
 
     def _give_up(self, request: Request) -> None:
         """All answers of a job, when one cannot go on in its grammar."""
-        if request.finish_reason == "error" and request.grammar is not None and request.id in self._answers:
-            job, _ = self._answers[request.id]
-            sentence = f"The answer cannot go on in its grammar ({request.grammar.error}); change the grammar."
-            self.channel.send(Refused(job=job, sentence=sentence))
-            self._abort(job)
-
-    def _piece(self, output: StepOutput) -> Piece:
-        request, new = output.request, len(output.tokens)
-        (job, index), ended = self._answers[request.id], request.finish_reason is not None
-        scored = request.params.prompt_logprobs is not None and len(request.generated) == new
-        if ended:
-            del self._answers[request.id]
-        return Piece(
-            job=job,
-            index=index,
-            tokens=output.tokens,
-            origins=request.origins[len(request.origins) - new :],
-            rejected=request.rejected[len(request.rejected) - new :] if request.params.rejected_drafts else None,
-            logprobs=None if request.params.logprobs is None else request.logprobs[len(request.logprobs) - new :],
-            prompt_logprobs=request.prompt_logprobs if scored else None,
-            finished=_finished(request) if ended else None,
-        )
+        if request.finish_reason == "error" and request.grammar is not None:
+            job = self._outbox.job_of(request)
+            if job is not None:
+                sentence = f"The answer cannot go on in its grammar ({request.grammar.error}); change the grammar."
+                self.channel.send(Refused(job=job, sentence=sentence))
+                self._abort(job)
 
     def _ready(self) -> Ready:
         limits = self.engine.limits
@@ -157,17 +138,6 @@ class Worker:
         )
 
 
-def _finished(request: Request) -> Finished:
-    assert request.finish_reason is not None
-    return Finished(
-        reason=request.finish_reason,
-        seed=request.seed,
-        prefix_hit_tokens=request.prefix_hit_tokens,
-        speculation=request.stats,
-        timing=Timing.of(request),
-    )
-
-
 def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -180,7 +150,7 @@ def main() -> None:
         except UserError as error:
             channel.send(Failed(sentence=str(error)))
             return
-        Worker(llm, channel).run()
+        Worker(llm, channel, message.interval).run()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from paceline.request import SamplingParams
 from paceline.serve.client import EngineClient
 from paceline.serve.errors import ApiError
 from paceline.serve.job import NOBODY, Drafts, Job
-from paceline.serve.messages import Piece, Ready
+from paceline.serve.messages import Ready
 from paceline.serve.protocol import GenerationBody, Speculation
 from paceline.serve.text import AnswerText, Delta
 from paceline.tokenizer import Tokenizer
@@ -78,10 +78,6 @@ def drafts_for(asked: Speculation, facts: Ready) -> Drafts:
     return Drafts(drafter, wanted if isinstance(wanted, int) else None)
 
 
-# Of one entry: while its reader is slow, what comes is gathered in the job and decoded in one go.
-_News = asyncio.Queue[list[Delta] | Exception | None]
-
-
 @dataclass(frozen=True)
 class Answers:
     """The jobs of one HTTP request; answer i of job j has number j * n + i, as OpenAI numbers choices."""
@@ -89,6 +85,7 @@ class Answers:
     jobs: list[Job]
     client: EngineClient
     tokenizer: Tokenizer
+    news: asyncio.Event
 
     @classmethod
     def submit(
@@ -101,7 +98,12 @@ class Answers:
     ) -> Answers:
         """All or none. Raises `ApiError` when the server is full."""
         client.check_room(len(prompts) * params.n)
-        return cls([client.submit(prompt, params, drafts) for prompt in prompts], client, tokenizer)
+        news = asyncio.Event()
+        return cls([client.submit(prompt, params, drafts, news) for prompt in prompts], client, tokenizer, news)
+
+    @property
+    def count(self) -> int:
+        return sum(job.params.n for job in self.jobs)
 
     def abort(self) -> None:
         for job in self.jobs:
@@ -109,34 +111,21 @@ class Answers:
 
     async def deltas(self) -> AsyncIterator[Delta]:
         """What comes of all jobs, as it comes. Raises `ApiError` when one of them fails, and aborts the others."""
-        news: _News = asyncio.Queue(maxsize=1)
-        readers = [asyncio.create_task(self._read(number, job, news)) for number, job in enumerate(self.jobs)]
+        texts = [self._text(number) for number in range(self.count)]
+        waiting = dict(enumerate(self.jobs))
         try:
-            for _ in readers:
-                while (new := await news.get()) is not None:
-                    if isinstance(new, Exception):
-                        raise new
-                    for delta in new:
-                        yield delta
+            while waiting:
+                await self.news.wait()
+                self.news.clear()
+                for number, job in list(waiting.items()):
+                    pieces = job.take()
+                    if job.ended:  # as of now: what follows may wait for the client
+                        del waiting[number]
+                    for piece in pieces:
+                        yield texts[number * job.params.n + piece.index].push(piece)
         finally:
-            for reader in readers:
-                reader.cancel()
             self.abort()
 
-    async def _read(self, number: int, job: Job, news: _News) -> None:
-        texts = [
-            AnswerText(self.tokenizer, self.client.facts, job, number * job.params.n + i) for i in range(job.params.n)
-        ]
-        try:
-            async for pieces in job.pieces():
-                await news.put([texts[i].push(mine) for i, mine in _by_answer(pieces).items()])
-            await news.put(None)
-        except Exception as error:  # whoever waits for news must hear of it
-            await news.put(error)
-
-
-def _by_answer(pieces: list[Piece]) -> dict[int, list[Piece]]:
-    grouped: dict[int, list[Piece]] = {}
-    for piece in pieces:
-        grouped.setdefault(piece.index, []).append(piece)
-    return grouped
+    def _text(self, number: int) -> AnswerText:
+        job = self.jobs[number // self.jobs[0].params.n]
+        return AnswerText(self.tokenizer, self.client.facts, job, number)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -28,43 +27,42 @@ class Drafts:
 
 
 class Job:
-    """`put` and `fail` are called by whoever reads the engine; `pieces` is read by one HTTP answer.
+    """`put` and `fail` are called by whoever reads the engine, `take` by one HTTP answer when there is `news`, which
+    all its jobs share.
 
     A slow reader finds all that came meanwhile in one go, and holds nobody up."""
 
-    def __init__(self, id: str, prompt: list[int], params: SamplingParams, drafts: Drafts) -> None:
+    def __init__(
+        self, id: str, prompt: list[int], params: SamplingParams, drafts: Drafts, news: asyncio.Event | None = None
+    ) -> None:
         self.id, self.prompt, self.params = id, prompt, params
         self.drafts = drafts
         self.open = params.n  # answers that have not ended
-        self._pieces: list[Piece] = []
+        self.news = news or asyncio.Event()
+        self._pieces: dict[int, Piece] = {}  # by answer
         self._error: ApiError | None = None
-        self._news = asyncio.Event()
 
     @property
     def ended(self) -> bool:
         return not self.open
 
     def put(self, piece: Piece) -> None:
-        self._pieces.append(piece)
+        before = self._pieces.get(piece.index)
+        self._pieces[piece.index] = piece if before is None else before.followed_by(piece)
         self.open -= piece.finished is not None
-        self._news.set()
+        self.news.set()
 
     def fail(self, error: ApiError) -> None:
         """No more comes; what came is lost on those who have not read it."""
         self._error, self.open = error, 0
-        self._news.set()
+        self.news.set()
 
-    async def pieces(self) -> AsyncIterator[list[Piece]]:
-        """Lists of pieces until all answers have ended. Raises `ApiError` when they cannot."""
-        done = False
-        while not done:
-            await self._news.wait()
-            self._news.clear()
-            if self._error is not None:
-                raise self._error
-            new, self._pieces = self._pieces, []
-            done = self.ended
-            yield new
+    def take(self) -> list[Piece]:
+        """What has come since the last time, one piece an answer. Raises `ApiError` when the job has failed."""
+        if self._error is not None:
+            raise self._error
+        new, self._pieces = self._pieces, {}
+        return list(new.values())
 
 
 class Watcher(Protocol):

@@ -5,14 +5,14 @@ A job is one prompt with its `n` answers. Host data only; nothing here knows HTT
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from paceline.outputs import Timing
 from paceline.request import SamplingParams, SpeculationStats
 
-MAX_LINE = 256 << 20  # bytes of one message; the largest is a prompt's ids or a step with log-probabilities
+T = TypeVar("T")
 
 
 class _Message(BaseModel):
@@ -20,11 +20,12 @@ class _Message(BaseModel):
 
 
 class Start(_Message):
-    """The first one: keywords of `LLM`, and the cores that there are for both processes."""
+    """The first one: keywords of `LLM`, the cores that there are for both processes, and the `Outbox`'s interval."""
 
     kind: Literal["start"] = "start"
     options: dict[str, Any]
     cores: list[int] = []
+    interval: float = 0.0
 
 
 class Add(_Message):
@@ -89,8 +90,8 @@ class Finished(_Message):
 
 
 class Piece(_Message):
-    """What a step added to answer `index` of a job. origins, rejected (if asked for) as in `Request`; logprobs: a
-    row a token, if asked for.
+    """What some steps added to answer `index` of a job. moments: when each of them ended, by the monotonic clock.
+    origins, rejected (if asked for) as in `Request`; logprobs: a row a token, if asked for.
 
     prompt_logprobs, if asked for, with the first piece: a row for each token of the prompt but the first one."""
 
@@ -98,10 +99,28 @@ class Piece(_Message):
     index: int
     tokens: list[int]
     origins: list[int]
+    moments: list[float] = []
     rejected: list[int | None] | None = None
     logprobs: list[dict[int, float]] | None = None
     prompt_logprobs: list[dict[int, float]] | None = None
     finished: Finished | None = None
+
+    def followed_by(self, other: Piece) -> Piece:
+        """Both as one; this one has not ended its answer."""
+        return other.model_copy(
+            update={
+                "tokens": self.tokens + other.tokens,
+                "origins": self.origins + other.origins,
+                "moments": self.moments + other.moments,
+                "rejected": _both(self.rejected, other.rejected),
+                "logprobs": _both(self.logprobs, other.logprobs),
+                "prompt_logprobs": self.prompt_logprobs,
+            }
+        )
+
+
+def _both(first: list[T] | None, second: list[T] | None) -> list[T] | None:
+    return None if first is None or second is None else first + second
 
 
 class Step(_Message):

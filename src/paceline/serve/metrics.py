@@ -9,9 +9,10 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
 from paceline.request import SpeculationStats
+from paceline.serve.durations import LABEL, Durations
 from paceline.serve.job import NOBODY, Job
 from paceline.serve.messages import Finished, Piece, Stats
 
@@ -59,6 +60,7 @@ class Metrics:
         self._model = model
         self._watches: dict[tuple[str, int], _Watch] = {}
         self._before: Stats | None = None
+        self._generated = 0  # tokens that the counter has not got yet
         self._gauges = {
             name: self._gauge(name, text)
             for name, text in (
@@ -89,16 +91,16 @@ class Metrics:
         watch = self._watches.get((job.id, piece.index))
         if watch is None:
             return
-        now = time.monotonic()
-        if watch.last is None:
-            self._ttft.observe(now - watch.asked)
-        else:
-            self._itl.observe(now - watch.last)
-        watch.last = now
-        self._count("generation_tokens", len(piece.tokens))
+        for moment in piece.moments:
+            if watch.last is None:
+                self._ttft.observe(moment - watch.asked)
+            else:
+                self._itl.observe(moment - watch.last)
+            watch.last = moment
+        self._generated += len(piece.tokens)
         if piece.finished is not None:
             del self._watches[job.id, piece.index]
-            self._e2e.observe(now - watch.asked)
+            self._e2e.observe(time.monotonic() - watch.asked)
             self._finished(job, piece.finished)
 
     def _finished(self, job: Job, finished: Finished) -> None:
@@ -125,6 +127,8 @@ class Metrics:
     def text(self, stats: Stats | None, alive: bool) -> bytes:
         """The page that Prometheus reads."""
         self._gauges["engine_up"].set(alive)
+        self._count("generation_tokens", self._generated)
+        self._generated = 0
         if stats is None:
             for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"):
                 self._gauges[name].set(0)
@@ -150,15 +154,15 @@ class Metrics:
         self._counters[name].labels(self._model, *labels).inc(amount)
 
     def _gauge(self, name: str, text: str) -> Gauge:
-        return Gauge(PREFIX + name, text, ["model_name"], registry=self.registry).labels(self._model)
+        return Gauge(PREFIX + name, text, [LABEL], registry=self.registry).labels(self._model)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(PREFIX + name, text, ["model_name", *labels], registry=self.registry)
+        return Counter(PREFIX + name, text, [LABEL, *labels], registry=self.registry)
 
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(PREFIX + name, text, ["model_name"], registry=self.registry, buckets=buckets).labels(
-            self._model
-        )
+    def _histogram(self, name: str, text: str, bounds: tuple[float, ...]) -> Durations:
+        made = Durations(PREFIX + name, text, self._model, bounds)
+        self.registry.register(made)
+        return made
 
 
 _COUNTERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (

@@ -39,7 +39,7 @@ async def _serve(model: Path, settings: ServerSettings, listener: socket.socket)
     tokenizer = Tokenizer.from_dir(model)
     metrics = Metrics(settings.served_names[0])
     options = {"threads": engine_threads(len(available()))} | settings.options | {"model": str(model)}
-    client = EngineClient(options, settings.max_queue, settings.timeout, metrics)
+    client = EngineClient(options, settings.max_queue, settings.timeout, metrics, interval=settings.interval)
     await client.start()
     try:
         config = uvicorn.Config(
@@ -72,6 +72,7 @@ def _bound(host: str, port: int) -> socket.socket:
 
 
 def _announce(settings: ServerSettings, listener: socket.socket, client: EngineClient) -> None:
+    listener.listen()  # what is announced can be reached: who comes before uvicorn does waits a moment
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     facts = client.facts

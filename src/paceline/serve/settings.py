@@ -16,7 +16,8 @@ DEFAULT_NAME = "default"
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings:
     """`options`: keywords of `LLM` for the engine process. `api_keys`: empty lets everybody in. Seconds: `timeout` for
-    a whole request, `drain` for those that are open when the server is asked to stop. `max_queue`: answers that may
+    a whole request, `drain` for those that are open when the server is asked to stop, `interval` between the chunks of
+    a stream: what faster steps bring is sent together. `max_queue`: answers that may
     wait beyond those that run. `served_names`: what clients may call the model, the first one is shown to them.
 
     Raises `UserError` for a value that makes no sense."""
@@ -28,6 +29,7 @@ class ServerSettings:
     max_queue: int = 256
     timeout: float = 600.0
     drain: float = 60.0
+    interval: float = 0.016  # a display's frame
     max_body_mib: int = 8
     log_requests: bool = True
     options: dict[str, Any] = field(default_factory=dict)
@@ -40,6 +42,7 @@ class ServerSettings:
             (0 <= self.max_queue <= 1 << 20, "--max-queue must lie between 0 and 1048576"),
             (0 < self.timeout < float("inf"), "--request-timeout must be above 0, and finite"),
             (0 <= self.drain < float("inf"), "--drain-timeout must be 0 or more, and finite"),
+            (0 <= self.interval <= 60, "--chunk-interval must lie between 0 and 60 seconds"),
             (1 <= self.max_body_mib <= 1024, "--max-body-mib must lie between 1 and 1024"),
         )
         for good, sentence in checks:

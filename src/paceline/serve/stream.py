@@ -15,16 +15,18 @@ from paceline.serve.errors import ApiError, error_body
 
 DONE = "data: [DONE]\n\n"
 T = TypeVar("T")
+_written = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def event(data: dict[str, Any]) -> str:
     """One event; ASCII, so that no line separator of Unicode cuts it."""
-    return f"data: {json.dumps(data, separators=(',', ':'))}\n\n"
+    return f"data: {_written(data)}\n\n"
 
 
-async def events(chunks: AsyncIterator[dict[str, Any]]) -> AsyncIterator[str]:
+async def events(first: dict[str, Any], chunks: AsyncIterator[dict[str, Any]]) -> AsyncIterator[str]:
     """Each chunk as an event, then [DONE]; an error on the way is the last event, without [DONE]."""
     try:
+        yield event(first)
         async for chunk in chunks:
             yield event(chunk)
         yield DONE
@@ -40,15 +42,26 @@ class EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, chunks: AsyncIterator[dict[str, Any]], leave: Callable[[], None]) -> None:
-        super().__init__(events(chunks), headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+    def __init__(self, first: dict[str, Any], chunks: AsyncIterator[dict[str, Any]], leave: Callable[[], None]) -> None:
+        super().__init__(events(first, chunks), headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         self._leave = leave
+
+    @classmethod
+    async def begun(
+        cls, chunks: AsyncIterator[dict[str, Any]], request: Request, leave: Callable[[], None]
+    ) -> EventStream:
+        """After the first chunk has come: what is refused is refused before any byte of an answer is sent."""
+        return cls(await unless_gone(request, _first(chunks)), chunks, leave)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
             self._leave()
+
+
+async def _first(chunks: AsyncIterator[T]) -> T:
+    return await anext(chunks)
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -68,15 +81,3 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
 async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-async def begun(deltas: AsyncIterator[T]) -> AsyncIterator[T]:
-    """The same, after the first one has come: what is refused is refused before any byte of an answer is sent."""
-    first = await anext(deltas)
-
-    async def all_of_them() -> AsyncIterator[T]:
-        yield first
-        async for delta in deltas:
-            yield delta
-
-    return all_of_them()

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import chain
-from typing import TypeVar
 
 from paceline.engine.stop import Ending, TextStream
 from paceline.request import Request
@@ -13,10 +10,8 @@ from paceline.serve.job import Job
 from paceline.serve.messages import Finished, Piece, Ready
 from paceline.tokenizer import IncrementalDecoder, Tokenizer
 
-T = TypeVar("T")
 
-
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Delta:
     """What is new in answer `index`: `text` is certain, never half a character and never beyond a stop string.
 
@@ -42,25 +37,18 @@ class AnswerText:
         self._ending = Ending(request, facts.eos_token_ids, facts.max_model_len, self._stream)
         self._length, self._index = len(job.prompt), index
 
-    def push(self, pieces: list[Piece]) -> Delta:
-        """Several steps as one delta."""
-        for piece in pieces:
-            self._ending.cut(self._length, piece.tokens)
-            self._length += len(piece.tokens)
-        finished = pieces[-1].finished
-        if finished is not None:
+    def push(self, piece: Piece) -> Delta:
+        self._ending.cut(self._length, piece.tokens)
+        self._length += len(piece.tokens)
+        if piece.finished is not None:
             self._stream.close()
         return Delta(
             index=self._index,
             text=self._stream.take(),
-            tokens=_joined(piece.tokens for piece in pieces),
-            origins=_joined(piece.origins for piece in pieces),
-            rejected=_joined(piece.rejected or [] for piece in pieces),
-            logprobs=_joined(piece.logprobs or [] for piece in pieces),
-            prompt_logprobs=pieces[0].prompt_logprobs or [],
-            finished=finished,
+            tokens=piece.tokens,
+            origins=piece.origins,
+            rejected=piece.rejected or [],
+            logprobs=piece.logprobs or [],
+            prompt_logprobs=piece.prompt_logprobs or [],
+            finished=piece.finished,
         )
-
-
-def _joined(lists: Iterable[list[T]]) -> list[T]:
-    return list(chain.from_iterable(lists))

@@ -81,8 +81,8 @@ def test_the_worst_source_stands_first() -> None:
     assert [table.row_count for table in source_tables(ROWS)] == [2, 2]
     assert sentence(by_source(ROWS)[1]) == (
         "8 in flight: auto 0.97x [0.97, 0.97] of plain decoding over 2 sources, 0.95x [0.95, 0.95] on the worst "
-        "(hard); of the best fixed number 0.97x [0.97, 0.97] (none for all), of that of each source 0.95x [0.95, 0.95] on the "
-        "worst (hard); all texts the same"
+        "(hard); of the best fixed number 0.97x [0.97, 0.97] (none for all), of that of each source 0.95x [0.95, 0.95] "
+        "on the worst (hard); all texts the same"
     )
     two = [row("easy", 1, {"none": [1.0], "3": [2.0]}), row("hard", 1, {"none": [2.0], "3": [2.0]})]
     assert sentence(by_source(two)[0]) == (

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from paceline.cli import options as opt
+from paceline.cli.groups import grouped
 from paceline.errors import UserError
 from paceline.request import SamplingParams
 
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     from paceline.request import SpeculationStats
 
 
+@grouped
 def bench(
+    *,
     context: typer.Context,
     prompts: Annotated[int, typer.Option(help="Held-out prompts for acceptance.", min=1)] = 242,
     timed_prompts: Annotated[int, typer.Option(help="The first so many of them for speed; 0: none.", min=0)] = 38,
@@ -29,32 +32,24 @@ def bench(
     seed: Annotated[int, typer.Option(help="For temperatures above 0.", min=0)] = 0,
     repeats: Annotated[int, typer.Option(help="Timed rounds; medians are shown.", min=1)] = 5,
     json_lines: Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")] = False,
-    drafter: opt.Drafter = None,
-    num_speculative_tokens: opt.NumSpeculativeTokens = None,
-    mtp_modules: opt.MtpModules = None,
-    draft_model: opt.DraftModel = None,
-    draft_quantization: opt.DraftQuantization = None,
-    speculative_config: opt.SpeculativeConfig = None,
-    model: opt.Model = None,
-    dtype: opt.Dtype = None,
-    device: opt.Device = None,
-    quantization: opt.Quantization = None,
-    threads: opt.Threads = None,
+    drafting: opt.Drafting,
+    modules: opt.Modules,
+    lookup: opt.Lookup,
+    model: opt.ModelChoice,
 ) -> None:
     """Measure acceptance (deterministic) and tokens per second at batch 1 (in turn with plain decoding, medians).
 
     The subcommands measure more, each with its own options."""
-    given = locals()
     if context.invoked_subcommand is not None:
         _refuse_lost_options(context)
         return
-    opt.refuse_idle_options(given)
+    opt.refuse_idle_options(drafting, modules, lookup)
     from rich.console import Console
 
     from paceline.assets import heldout_prompts
     from paceline.llm import LLM
 
-    llm = LLM(**opt.model_options(given), **opt.engine_options(given), enable_prefix_caching=False)
+    llm = LLM(**opt.given(model), **opt.engine_options(drafting, modules, lookup), enable_prefix_caching=False)
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
     chosen, console = heldout_prompts()[:prompts], Console(stderr=True)
     parts = _acceptance(llm, chosen, params, console)

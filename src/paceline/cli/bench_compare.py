@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from paceline.cli import bench_options as shared
 from paceline.cli import bench_setup as setup
 from paceline.cli import options as opt
+from paceline.cli.groups import grouped
+from paceline.cli.sampling import Shape
 from paceline.errors import UserError
 
 if TYPE_CHECKING:
     from paceline.bench.runs import Arm
     from paceline.bench.subject import Subject
 
-LOOKUP = "transformers lookup"
 
-
+@grouped
 def bench_compare(
-    dataset: shared.Dataset = "heldout",
-    source: shared.Source = None,
-    input_len: shared.InputLen = None,
-    output_len: shared.OutputLen = None,
+    *,
+    work: shared.Work,
     num_requests: Annotated[
         int, typer.Option(help="Requests a run.", min=1, max=1 << 16, rich_help_panel=shared.WORK)
     ] = 16,
-    stop_at_eos: shared.StopAtEos = False,
-    seed: shared.Seed = 0,
     arms: shared.Arms = None,
     no_transformers: Annotated[
         bool, typer.Option("--no-transformers", help="Leave transformers out.", rich_help_panel=shared.LOAD)
@@ -42,61 +39,53 @@ def bench_compare(
     served_model: shared.ServedModel = None,
     api_key: shared.ApiKey = None,
     repeats: shared.Repeats = 5,
-    output: shared.Output = None,
-    json_lines: shared.Json = False,
-    details: shared.Details = False,
-    markdown: shared.Markdown = False,
-    drafter: opt.Drafter = None,
-    num_speculative_tokens: opt.NumSpeculativeTokens = None,
-    latency_weight: opt.LatencyWeight = None,
-    mtp_modules: opt.MtpModules = None,
-    draft_model: opt.DraftModel = None,
-    draft_quantization: opt.DraftQuantization = None,
-    model: opt.Model = None,
-    dtype: opt.Dtype = None,
-    device: opt.Device = None,
-    quantization: opt.Quantization = None,
-    threads: opt.Threads = None,
+    result: shared.Result,
+    drafting: opt.Drafting,
+    modules: opt.Modules,
+    model: opt.ModelChoice,
 ) -> None:
     """Compare with transformers and other servers: one request at a time, greedy, all of them in turn.
 
     The first column of ratios is to transformers' plain decoding. Exit 1 if our own answers differ among themselves;
     those of others may: their arithmetic is another."""
-    given = locals()
-    setup.check_places(given)
-    work, names = setup.workload(given | {"temperature": 0.0}), setup.arm_names(given)
+    setup.check_result(result)
+    names, asked = setup.arm_names(arms, drafting, modules), setup.workload(work, Shape())
+    others = [named_url(pair) for pair in server or []]
     from paceline.bench.rows import Level
     from paceline.bench.runs import Closed
     from paceline.bench.workload import make_jobs
 
-    subject = setup.subject(given)
-    jobs = make_jobs(work, num_requests, subject.tokenizer, subject.context)
-    longest = max(len(job.prompt) for job in jobs) + work.params.max_tokens
-    engines = setup.make_arms(given | {"server": None, "baseline_server": None}, names, subject, 1, longest)
-    sides = [*_transformers(given, subject), *engines, *_servers(given, subject)]
-    record = setup.new_record("compare", given, subject, sides, work)
+    subject, options = setup.subject(model), opt.engine_options(drafting, modules)
+    jobs = make_jobs(asked, num_requests, subject.tokenizer, subject.context)
+    sides = [
+        *([] if no_transformers else _transformers(subject, prompt_lookup_num_tokens)),
+        *setup.make_arms(names, subject, 1, setup.longest(jobs), options),
+        *(_server(name, url, subject, served_model, api_key) for name, url in others),
+    ]
+    settings = {"num_requests": num_requests, "repeats": repeats, "engine": options}
+    record = setup.new_record("compare", subject.facts(model.quantization), sides, asked, result, settings)
     level = Level({"concurrency": 1, "requests": num_requests}, jobs, Closed(1))
-    for _ in setup.run_all(record, sides, [level], given, reference=names[0], exact=names):
+    for _ in setup.run_all(record, sides, [level], repeats, result, reference=names[0], exact=names):
         pass
 
 
-def _transformers(given: dict[str, Any], subject: Subject) -> list[Arm]:
-    if given["no_transformers"]:
-        return []
+def named_url(pair: str) -> tuple[str, str]:
+    """Example: named_url("vllm=http://host:8000") = ("vllm", "http://host:8000"). Raises `UserError`."""
+    name, _, url = pair.partition("=")
+    if not name or not url:
+        raise UserError(f"--server takes NAME=URL, as in vllm=http://127.0.0.1:8000, not {pair!r}.")
+    return name, url
+
+
+def _transformers(subject: Subject, lookup: int) -> list[Arm]:
     from paceline.bench.others import TransformersArm, load_transformers
 
-    model, lookup = load_transformers(subject.path, subject.dtype), given["prompt_lookup_num_tokens"]
+    model = load_transformers(subject.path, subject.dtype)
     arms: list[Arm] = [TransformersArm("transformers", model)]
-    return [*arms, TransformersArm(LOOKUP, model, lookup)] if lookup else arms
+    return [*arms, TransformersArm("transformers lookup", model, lookup)] if lookup else arms
 
 
-def _servers(given: dict[str, Any], subject: Subject) -> list[Arm]:
+def _server(name: str, url: str, subject: Subject, model: str | None, api_key: str | None) -> Arm:
     from paceline.bench.remote import ServerArm
 
-    arms: list[Arm] = []
-    for pair in given["server"] or []:
-        name, _, url = pair.partition("=")
-        if not name or not url:
-            raise UserError(f"--server takes NAME=URL, as in vllm=http://127.0.0.1:8000, not {pair!r}.")
-        arms.append(ServerArm(name, url, subject.tokenizer, None, given["served_model"], api_key=given["api_key"]))
-    return arms
+    return ServerArm(name, url, subject.tokenizer, None, model, api_key=api_key)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -108,3 +109,40 @@ SpecBench = Annotated[
         metavar="FILE",
     ),
 ]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is asked of every arm."""
+
+    dataset: Dataset = "heldout"
+    source: Source = None
+    input_len: InputLen = None
+    output_len: OutputLen = None
+    stop_at_eos: StopAtEos = False
+    seed: Seed = 0
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server that is measured instead of the engine."""
+
+    server: Server = None
+    baseline_server: BaselineServer = None
+    served_model: ServedModel = None
+    api_key: ApiKey = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """Where the figures go, and how many of them."""
+
+    output: Output = None
+    json_lines: Json = False
+    details: Details = False
+    markdown: Markdown = False
+
+
+def addresses(served: Served) -> dict[str, Any]:
+    """For the record; keys are nobody's business."""
+    return {"server": served.server, "baseline_server": served.baseline_server}

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from paceline.cli import options as opt
+from paceline.cli.groups import grouped
 from paceline.errors import UserError
+from paceline.request import SamplingParams
 
 if TYPE_CHECKING:
     from paceline.bench.traces import Traces
@@ -17,7 +19,9 @@ if TYPE_CHECKING:
 MOST_CONCURRENCY = 512
 
 
+@grouped
 def bench_policy(
+    *,
     load: Annotated[Path | None, typer.Option(help="Replay this recording; no model is loaded.")] = None,
     save: Annotated[Path | None, typer.Option(help="Keep the recording here.")] = None,
     concurrency: Annotated[str, typer.Option(help="Most requests at a time, a row each.")] = "1,4,8,16,80",
@@ -28,19 +32,13 @@ def bench_policy(
     seed: Annotated[int, typer.Option(help="For temperatures above 0.", min=0)] = 0,
     json_lines: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
     drafter: opt.Drafter = None,
-    mtp_modules: opt.MtpModules = None,
-    draft_model: opt.DraftModel = None,
-    model: opt.Model = None,
-    dtype: opt.Dtype = None,
-    device: opt.Device = None,
-    quantization: opt.Quantization = None,
-    threads: opt.Threads = None,
+    modules: opt.Modules,
+    model: opt.ModelChoice,
 ) -> None:
     """Replay what drafts were worth, and what steps cost, through the engine's policy, fixed widths and an oracle.
 
     The oracle knows which drafts will be accepted, and drafts no other. Loads are steady, a ramp up and down, and
     bursts between a tenth and all of the requests."""
-    given = locals()
     from rich.console import Console
     from rich.progress import Progress
 
@@ -51,8 +49,10 @@ def bench_policy(
     counts = parse_concurrency(concurrency)
     if max(counts) > MOST_CONCURRENCY:
         raise UserError(f"--concurrency takes at most {MOST_CONCURRENCY} here.")
+    params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed, ignore_eos=True)
+    options = opt.given(model) | opt.engine_options(opt.Drafting(drafter), modules) | {"max_num_seqs": max(counts)}
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        traces = Traces.load(load) if load is not None else _record(given, max(counts), progress)
+        traces = Traces.load(load) if load is not None else _record(options, prompts, params, progress)
         if save is not None:
             traces.save(save)
         total = len(SHAPES) * len(counts) * len(arm_names(traces.most))
@@ -64,21 +64,18 @@ def bench_policy(
         _print(rows, Console())
 
 
-def _record(given: dict[str, Any], most_requests: int, progress: Any) -> Traces:
+def _record(options: dict[str, Any], prompts: int, params: SamplingParams, progress: Any) -> Traces:
     from paceline.assets import heldout_prompts
     from paceline.bench.traces import record
     from paceline.llm import LLM
-    from paceline.request import SamplingParams
     from paceline.spec.adaptive import AdaptiveWidth
 
-    chosen = [prompt.content for prompt in heldout_prompts()[: given["prompts"]]]
-    options = opt.model_options(given) | opt.engine_options({**given, "num_speculative_tokens": None})
-    llm = LLM(**options, max_num_seqs=most_requests, enable_prefix_caching=False)
+    chosen = [prompt.content for prompt in heldout_prompts()[:prompts]]
+    llm = LLM(**options, enable_prefix_caching=False)
     policy = llm.engine.policy.policy
     if not isinstance(policy, AdaptiveWidth):
         raise UserError("--drafter none guesses nothing: there is nothing to decide.")
-    params = SamplingParams(max_tokens=given["max_tokens"], temperature=given["temperature"], seed=given["seed"])
-    task = progress.add_task("record", total=len(chosen) * given["max_tokens"])
+    task = progress.add_task("record", total=len(chosen) * params.max_tokens)
     few = llm.with_options(max_num_seqs=16)
     return record(few, chosen, params, policy.costs.table, lambda done: progress.update(task, advance=done))
 

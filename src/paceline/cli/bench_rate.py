@@ -13,6 +13,7 @@ from paceline.cli import bench_options as shared
 from paceline.cli import bench_setup as setup
 from paceline.cli import options as opt
 from paceline.cli import sampling
+from paceline.cli.groups import grouped
 from paceline.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 MAX_RATE = 1e6
 
 
+@grouped
 def bench_rate(
+    *,
     request_rate: Annotated[
         str, typer.Option(help="Requests a second, a row of the table each.", rich_help_panel=shared.LOAD)
     ] = "1,2,4,8",
@@ -33,62 +36,38 @@ def bench_rate(
     tpot_ms: Annotated[
         float, typer.Option(help="Limit of the mean time per further token.", min=0.0, rich_help_panel=shared.LOAD)
     ] = 50.0,
-    dataset: shared.Dataset = "heldout",
-    source: shared.Source = None,
-    input_len: shared.InputLen = None,
-    output_len: shared.OutputLen = None,
+    work: shared.Work,
     num_requests: Annotated[
         int, typer.Option(help="Requests a run.", min=1, max=1 << 16, rich_help_panel=shared.WORK)
     ] = 64,
-    stop_at_eos: shared.StopAtEos = False,
-    seed: shared.Seed = 0,
     arms: shared.Arms = None,
     repeats: shared.Repeats = 3,
-    server: shared.Server = None,
-    baseline_server: shared.BaselineServer = None,
-    served_model: shared.ServedModel = None,
-    api_key: shared.ApiKey = None,
-    output: shared.Output = None,
-    json_lines: shared.Json = False,
-    details: shared.Details = False,
-    markdown: shared.Markdown = False,
-    temperature: sampling.Temperature = 0.0,
-    top_k: sampling.TopK = 0,
-    top_p: sampling.TopP = 1.0,
-    min_p: sampling.MinP = 0.0,
-    presence_penalty: sampling.PresencePenalty = 0.0,
-    frequency_penalty: sampling.FrequencyPenalty = 0.0,
-    repetition_penalty: sampling.RepetitionPenalty = 1.0,
-    drafter: opt.Drafter = None,
-    num_speculative_tokens: opt.NumSpeculativeTokens = None,
-    latency_weight: opt.LatencyWeight = None,
-    mtp_modules: opt.MtpModules = None,
-    draft_model: opt.DraftModel = None,
-    draft_quantization: opt.DraftQuantization = None,
+    served: shared.Served,
+    result: shared.Result,
+    shape: sampling.Shape,
+    drafting: opt.Drafting,
+    modules: opt.Modules,
     max_num_seqs: Annotated[int, typer.Option(help="Most requests at a time.", min=1, rich_help_panel=opt.ENGINE)] = 80,
     max_num_batched_tokens: opt.MaxNumBatchedTokens = None,
-    model: opt.Model = None,
-    dtype: opt.Dtype = None,
-    device: opt.Device = None,
-    quantization: opt.Quantization = None,
-    threads: opt.Threads = None,
+    model: opt.ModelChoice,
 ) -> None:
     """Compare plain decoding with speculation under Poisson arrivals: latency, and goodput under its limits.
 
     Goodput counts the requests a second whose TTFT and TPOT both kept their limits. Exit 1 if a token differs."""
-    given = locals()
-    setup.check_places(given)
-    rates = parse_rates(request_rate)
-    work, names = setup.workload(given), setup.arm_names(given)
+    setup.check_result(result)
+    rates, asked = parse_rates(request_rate), setup.workload(work, shape)
+    names = setup.arm_names(arms, drafting, modules)
     from paceline.bench.workload import make_jobs
 
-    subject = setup.subject(given)
-    jobs = make_jobs(work, num_requests, subject.tokenizer, subject.context)
-    longest = max(len(job.prompt) for job in jobs) + work.params.max_tokens
-    sides = setup.make_arms(given, names, subject, max_num_seqs, longest)
-    record = setup.new_record("rate", given, subject, sides, work)
-    record.settings |= {"ttft_ms": ttft_ms, "tpot_ms": tpot_ms}
-    for _ in setup.run_all(record, sides, levels(rates, jobs, seed, ttft_ms, tpot_ms), given):
+    sizes = opt.Sizes(max_num_batched_tokens=max_num_batched_tokens)
+    options = opt.engine_options(drafting, modules, sizes)
+    subject = setup.subject(model, served, options)
+    jobs = make_jobs(asked, num_requests, subject.tokenizer, subject.context)
+    sides = setup.arms_of(names, subject, max_num_seqs, setup.longest(jobs), options, served)
+    limits = {"max_num_seqs": max_num_seqs, "ttft_ms": ttft_ms, "tpot_ms": tpot_ms}
+    settings = {"num_requests": num_requests, "repeats": repeats, **shared.addresses(served), "engine": options}
+    record = setup.new_record("rate", subject.facts(model.quantization), sides, asked, result, settings | limits)
+    for _ in setup.run_all(record, sides, levels(rates, jobs, work.seed, ttft_ms, tpot_ms), repeats, result):
         pass
 
 

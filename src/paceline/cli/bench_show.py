@@ -16,6 +16,7 @@ from paceline.cli.bench_sources import sentence, source_markdown, source_tables
 
 if TYPE_CHECKING:
     from paceline.bench.record import Record
+    from paceline.cli.bench_options import Result
 
 FIGURES = ("mean TPOT ms", "mean TTFT ms", "output tok/s", "total tok/s")
 RATIOS = ("speed-up", "by TPOT", "steady state")
@@ -24,7 +25,7 @@ GOODPUT = ("goodput req/s",)
 
 
 @contextmanager
-def finishing(record: Record, given: dict[str, Any], exact: Sequence[str] | None = None) -> Iterator[None]:
+def finishing(record: Record, result: Result, exact: Sequence[str] | None = None) -> Iterator[None]:
     """Prints what was measured, whatever ended it; exit 1 if an arm said something else than the reference. exact: the
     arms that must not, all by default."""
     try:
@@ -32,10 +33,10 @@ def finishing(record: Record, given: dict[str, Any], exact: Sequence[str] | None
         record.complete = True
         record.save()
     finally:
-        if given["json_lines"]:
+        if result.json_lines:
             print(json.dumps(record.as_dict()))
         elif any(row["repeats"] for row in record.rows):
-            print_rows(record.as_dict(), given["markdown"], given["details"])
+            print_rows(record.as_dict(), result.markdown, result.details)
     arms = [(name, arm) for row in record.rows for name, arm in row["arms"].items()]
     if not all(arm["same"] for name, arm in arms if exact is None or name in exact):
         raise typer.Exit(1)

@@ -11,13 +11,16 @@ import typer
 from paceline.cli import bench_options as shared
 from paceline.cli import bench_setup as setup
 from paceline.cli import options as opt
+from paceline.cli.groups import grouped
 from paceline.request import SamplingParams
 
 if TYPE_CHECKING:
     from paceline.bench.spec_bench import Talk
 
 
+@grouped
 def bench_spec_bench(
+    *,
     questions: Annotated[Path, typer.Argument(help="Spec-Bench's or MT-Bench's question.jsonl.")],
     out: Annotated[Path, typer.Option(help="The answers: FILE-ARM.jsonl for each arm.", metavar="FILE")],
     num_questions: Annotated[
@@ -27,32 +30,23 @@ def bench_spec_bench(
     temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0.0)] = 0.0,
     seed: Annotated[int, typer.Option(help="For temperatures above 0.", min=0)] = 0,
     arms: shared.Arms = None,
-    drafter: opt.Drafter = None,
-    num_speculative_tokens: opt.NumSpeculativeTokens = None,
-    latency_weight: opt.LatencyWeight = None,
-    mtp_modules: opt.MtpModules = None,
-    draft_model: opt.DraftModel = None,
-    draft_quantization: opt.DraftQuantization = None,
-    model: opt.Model = None,
-    dtype: opt.Dtype = None,
-    device: opt.Device = None,
-    quantization: opt.Quantization = None,
-    threads: opt.Threads = None,
+    drafting: opt.Drafting,
+    modules: opt.Modules,
+    model: opt.ModelChoice,
 ) -> None:
     """Answer the questions at batch 1 with every arm in turn, and write them for Spec-Bench's speed.py and equal.py.
 
     Exit 1 if the arms' answers differ."""
-    given = locals()
-    setup.check_places(given | {"output": out, "json_lines": False, "markdown": False})
-    names = setup.arm_names(given)
+    setup.check_places(out)
+    names = setup.arm_names(arms, drafting, modules)
     from paceline.bench.datasets import MAX_PROMPTS, read_dataset
     from paceline.bench.spec_bench import converse, fitting, write_talks
 
     asked = read_dataset(str(questions), num_questions or MAX_PROMPTS)
-    subject = setup.subject(given)
+    subject = setup.subject(model)
     context = subject.context
     prompts = fitting(asked, subject.tokenizer, context)
-    sides = setup.make_arms(given | {"server": None, "baseline_server": None}, names, subject, 1, context)
+    sides = setup.make_arms(names, subject, 1, context, opt.engine_options(drafting, modules))
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
     for arm in sides:  # not counted: caches and allocators warm up
         converse(arm, prompts[0], replace(params, max_tokens=min(16, max_tokens)), subject.tokenizer, context)

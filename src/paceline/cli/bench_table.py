@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,7 @@ from paceline.cli import bench_options as shared
 from paceline.cli import bench_setup as setup
 from paceline.cli import options as opt
 from paceline.cli import sampling
+from paceline.cli.groups import grouped
 from paceline.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,82 +20,62 @@ if TYPE_CHECKING:
     from paceline.bench.workload import Workload
 
 LEAST_REQUESTS, WAVES = 32, 3
+FULL_INPUT, FULL_OUTPUT, FULL_REQUESTS = 2500, 1500, 80  # the published workload
 MAX_CONCURRENCY = 4096
 
 
+@grouped
 def bench_table(
+    *,
     concurrency: Annotated[
         str, typer.Option(help="Requests in flight, a row of the table each.", rich_help_panel=shared.LOAD)
     ] = "1,2,4,8,16,20,40,80",
-    dataset: shared.Dataset = "heldout",
-    source: shared.Source = None,
+    work: shared.Work,
     by_source: Annotated[
         bool, typer.Option("--by-source", help="A table for each source.", rich_help_panel=shared.WORK)
     ] = False,
-    input_len: shared.InputLen = None,
-    output_len: shared.OutputLen = None,
     num_requests: shared.NumRequests = None,
     full: shared.Full = False,
-    stop_at_eos: shared.StopAtEos = False,
-    seed: shared.Seed = 0,
     arms: shared.Arms = None,
     repeats: shared.Repeats = 5,
-    server: shared.Server = None,
-    baseline_server: shared.BaselineServer = None,
-    served_model: shared.ServedModel = None,
-    api_key: shared.ApiKey = None,
-    output: shared.Output = None,
-    json_lines: shared.Json = False,
-    details: shared.Details = False,
-    markdown: shared.Markdown = False,
+    served: shared.Served,
+    result: shared.Result,
     spec_bench: shared.SpecBench = None,
-    temperature: sampling.Temperature = 0.0,
-    top_k: sampling.TopK = 0,
-    top_p: sampling.TopP = 1.0,
-    min_p: sampling.MinP = 0.0,
-    presence_penalty: sampling.PresencePenalty = 0.0,
-    frequency_penalty: sampling.FrequencyPenalty = 0.0,
-    repetition_penalty: sampling.RepetitionPenalty = 1.0,
-    drafter: opt.Drafter = None,
-    num_speculative_tokens: opt.NumSpeculativeTokens = None,
-    latency_weight: opt.LatencyWeight = None,
-    mtp_modules: opt.MtpModules = None,
-    draft_model: opt.DraftModel = None,
-    draft_quantization: opt.DraftQuantization = None,
+    shape: sampling.Shape,
+    drafting: opt.Drafting,
+    modules: opt.Modules,
     max_num_batched_tokens: opt.MaxNumBatchedTokens = None,
-    model: opt.Model = None,
-    dtype: opt.Dtype = None,
-    device: opt.Device = None,
-    quantization: opt.Quantization = None,
-    threads: opt.Threads = None,
+    model: opt.ModelChoice,
 ) -> None:
     """Compare plain decoding with speculation at each concurrency, in turn; exit 1 if a token differs.
 
     Requests are always in flight up to the concurrency. Answers have a fixed length. What was measured is kept when
     something ends the run early."""
-    given = locals()
     from paceline.bench.spec_bench import write_answers
 
-    setup.check_places(given)
-    work, names = setup.workload(given), setup.arm_names(given)
-    counts = {level: requests_at(level, given["num_requests"]) for level in parse_concurrency(concurrency)}
-    most = max(counts)
-    if counts[most] < most:
-        raise UserError(
-            f"{counts[most]} requests cannot be {most} in flight: raise --num-requests or lower --concurrency."
-        )
-    subject = setup.subject(given)
-    levels = [
-        level
-        for name in (_sources(given) if by_source else [source])
-        for level in _levels(replace(work, source=name), counts, subject, by_source)
-    ]
-    longest = max(len(job.prompt) for level in levels for job in level.jobs) + work.params.max_tokens
-    sides = setup.make_arms(given, names, subject, most, longest)
-    record = setup.new_record("table", given, subject, sides, work)
-    for index, found in enumerate(setup.run_all(record, sides, levels, given)):
+    setup.check_result(result)
+    setup.check_places(spec_bench)
+    if full:
+        work, num_requests = published(work, num_requests)
+    asked, names = setup.workload(work, shape), setup.arm_names(arms, drafting, modules)
+    counts = {level: requests_at(level, num_requests) for level in parse_concurrency(concurrency)}
+    sources = _sources(work) if by_source else [work.source]
+    options = opt.engine_options(drafting, modules, opt.Sizes(max_num_batched_tokens=max_num_batched_tokens))
+    subject = setup.subject(model, served, options)
+    levels = [one for name in sources for one in _levels(replace(asked, source=name), counts, subject, by_source)]
+    longest = max(setup.longest(level.jobs) for level in levels)
+    sides = setup.arms_of(names, subject, max(counts), longest, options, served)
+    settings = {"num_requests": num_requests, "repeats": repeats, **shared.addresses(served), "engine": options}
+    record = setup.new_record("table", subject.facts(model.quantization), sides, asked, result, settings)
+    for index, found in enumerate(setup.run_all(record, sides, levels, repeats, result)):
         if spec_bench is not None and not index:
-            write_answers(spec_bench, levels[0].jobs, found, record.model["name"], subject.tokenizer)
+            write_answers(spec_bench, levels[0].jobs, found, subject.name, subject.tokenizer)
+
+
+def published(work: shared.Work, num_requests: int | None) -> tuple[shared.Work, int]:
+    """The published workload, for what is not given."""
+    work = replace(work, input_len=work.input_len or FULL_INPUT, output_len=work.output_len or FULL_OUTPUT)
+    return work, num_requests or FULL_REQUESTS
 
 
 def parse_concurrency(text: str) -> list[int]:
@@ -106,16 +87,22 @@ def parse_concurrency(text: str) -> list[int]:
 
 
 def requests_at(concurrency: int, num_requests: int | None) -> int:
-    """Enough for a steady state that is much longer than an answer."""
-    return max(LEAST_REQUESTS, WAVES * concurrency) if num_requests is None else num_requests
+    """As many as are asked for, or enough for a steady state that is much longer than an answer. Raises `UserError` for
+    fewer than shall be in flight."""
+    count = max(LEAST_REQUESTS, WAVES * concurrency) if num_requests is None else num_requests
+    if count < concurrency:
+        raise UserError(
+            f"{count} requests cannot be {concurrency} in flight: raise --num-requests or lower --concurrency."
+        )
+    return count
 
 
-def _sources(given: dict[str, Any]) -> list[str | None]:
+def _sources(work: shared.Work) -> list[str | None]:
     from paceline.bench.datasets import MAX_PROMPTS, RANDOM, read_dataset
 
-    if given["source"] is not None or given["dataset"] == RANDOM:
+    if work.source is not None or work.dataset == RANDOM:
         raise UserError("--by-source measures every source of a dataset: leave --source out, and random prompts.")
-    return [*dict.fromkeys(prompt.source for prompt in read_dataset(given["dataset"], MAX_PROMPTS))]
+    return [*dict.fromkeys(prompt.source for prompt in read_dataset(work.dataset, MAX_PROMPTS))]
 
 
 def _levels(work: Workload, counts: dict[int, int], subject: Subject, by_source: bool) -> list[Level]:

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from paceline.cli import options as opt
 from paceline.cli.colours import Painter, legend
+from paceline.cli.groups import grouped
 from paceline.errors import UserError
 from paceline.request import SamplingParams
 
@@ -28,32 +29,28 @@ if TYPE_CHECKING:
 PICTURE_WIDTH, PICTURE_PROMPTS = 116, 4
 
 
+@grouped
 def demo(
+    *,
     prompts: Annotated[int, typer.Option(help="How many prompts.", min=1, max=12)] = 12,
     max_tokens: Annotated[int, typer.Option(help="Most tokens to generate for each.", min=1)] = 96,
     temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0.0)] = 0.0,
     seed: Annotated[int, typer.Option(help="For temperatures above 0.", min=0)] = 0,
     repeats: Annotated[int, typer.Option(help="Timed rounds; the table shows their medians.", min=1)] = 5,
     num_speculative_tokens: opt.NumSpeculativeTokens = None,
-    mtp_modules: opt.MtpModules = None,
-    draft_model: opt.DraftModel = None,
-    draft_quantization: opt.DraftQuantization = None,
-    model: opt.Model = None,
-    dtype: opt.Dtype = None,
-    device: opt.Device = None,
-    quantization: opt.Quantization = None,
-    threads: opt.Threads = None,
+    modules: opt.Modules,
+    model: opt.ModelChoice,
     svg: Annotated[str | None, typer.Option(help="Also save the picture of it as SVG.", metavar="FILE")] = None,
 ) -> None:
     """Watch a model write with MTP speculation beside plain decoding: the same tokens, sooner."""
-    given = locals()
     if svg is not None and not Path(svg).absolute().parent.is_dir():
         raise UserError(f"There is no directory to write {svg} in; make it first.")
     from paceline.assets import demo_prompts
     from paceline.llm import LLM
 
     console = Console()
-    fast = LLM(**opt.model_options(given), **opt.engine_options(given), drafter="mtp", enable_prefix_caching=False)
+    options = opt.engine_options(opt.Drafting("mtp", num_speculative_tokens), modules)
+    fast = LLM(**opt.given(model), **options, enable_prefix_caching=False)
     plain = fast.with_options(drafter="none")
     chosen = demo_prompts()[:prompts]
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from paceline.cli import options as opt
 from paceline.cli import sampling as smp
+from paceline.cli.groups import grouped
 from paceline.cli.prompts import Messages, collect_prompts
 from paceline.errors import UserError
 from paceline.request import SamplingParams
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
     from paceline.outputs import CompletionOutput
 
 
+@grouped
 def generate(
+    *,
     prompt: Annotated[str | None, typer.Argument(help="What to answer or to continue.")] = None,
     prompts_file: Annotated[
         str | None,
@@ -33,54 +36,24 @@ def generate(
     json_lines: Annotated[
         bool, typer.Option("--json", help="One JSON object a line, with token ids, speculation and timing.")
     ] = False,
-    model: opt.Model = None,
-    dtype: opt.Dtype = None,
-    device: opt.Device = None,
-    quantization: opt.Quantization = None,
-    threads: opt.Threads = None,
-    drafter: opt.Drafter = None,
-    num_speculative_tokens: opt.NumSpeculativeTokens = None,
-    latency_weight: opt.LatencyWeight = None,
-    mtp_modules: opt.MtpModules = None,
-    draft_model: opt.DraftModel = None,
-    draft_quantization: opt.DraftQuantization = None,
-    ngram_min: opt.NgramMin = None,
-    ngram_max: opt.NgramMax = None,
-    speculative_config: opt.SpeculativeConfig = None,
-    temperature: smp.Temperature = SamplingParams.temperature,
-    top_k: smp.TopK = SamplingParams.top_k,
-    top_p: smp.TopP = SamplingParams.top_p,
-    min_p: smp.MinP = SamplingParams.min_p,
-    presence_penalty: smp.PresencePenalty = SamplingParams.presence_penalty,
-    frequency_penalty: smp.FrequencyPenalty = SamplingParams.frequency_penalty,
-    repetition_penalty: smp.RepetitionPenalty = SamplingParams.repetition_penalty,
-    logit_bias: smp.LogitBias = None,
-    seed: smp.Seed = None,
-    stop: smp.Stop = None,
-    stop_token_ids: smp.StopTokenId = None,
-    ignore_eos: smp.IgnoreEos = False,
-    max_tokens: smp.MaxTokens = SamplingParams.max_tokens,
-    min_tokens: smp.MinTokens = SamplingParams.min_tokens,
-    n: smp.Count = SamplingParams.n,
-    logprobs: smp.Logprobs = None,
-    json_schema: smp.JsonSchema = None,
-    regex: smp.Regex = None,
-    choice: smp.Choice = None,
-    grammar: smp.Grammar = None,
-    block_size: opt.BlockSize = None,
-    num_blocks: opt.NumBlocks = None,
-    max_num_seqs: opt.MaxNumSeqs = None,
-    max_num_batched_tokens: opt.MaxNumBatchedTokens = None,
-    max_model_len: opt.MaxModelLen = None,
-    no_prefix_cache: opt.NoPrefixCache = False,
+    model: opt.ModelChoice,
+    drafting: opt.Drafting,
+    modules: opt.Modules,
+    lookup: opt.Lookup,
+    shape: smp.Shape,
+    answers: smp.Answers,
+    sizes: opt.Sizes,
 ) -> None:
     """Generate text with speculative decoding: faster, and exactly the text that plain decoding gives."""
-    given = locals()
-    _refuse_contradictions(given)
-    prompts, params = collect_prompts(prompt, prompts_file), smp.sampling_params(given)
+    opt.refuse_idle_options(drafting, modules, lookup)
+    if chat and raw:
+        raise UserError("--chat and --raw exclude each other; give one of them.")
+    if answers.logprobs is not None and not json_lines:
+        raise UserError("--logprobs shows only with --json; add it.")
+    prompts, params = collect_prompts(prompt, prompts_file), smp.sampling_params(shape, answers)
     from paceline.llm import LLM
 
-    llm = LLM(**opt.model_options(given), **opt.engine_options(given))
+    llm = LLM(**opt.given(model), **opt.engine_options(drafting, modules, lookup, sizes))
     asked = [as_prompt(llm, content, chat, raw) for content in prompts]
     if json_lines:
         _print_json(llm, prompts, asked, params)
@@ -88,17 +61,6 @@ def generate(
         _print_stream(llm, asked[0], params)
     else:
         _print_all(llm, prompts, asked, params)
-
-
-def _refuse_contradictions(given: dict[str, Any]) -> None:
-    opt.refuse_idle_options(given)
-    rules = (
-        (given["chat"] and given["raw"], "--chat and --raw exclude each other; give one of them."),
-        (given["logprobs"] is not None and not given["json_lines"], "--logprobs shows only with --json; add it."),
-    )
-    for broken, sentence in rules:
-        if broken:
-            raise UserError(sentence)
 
 
 def as_prompt(llm: LLM, content: str | Messages, chat: bool, raw: bool) -> str | Messages:

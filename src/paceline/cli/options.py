@@ -6,6 +6,7 @@ Options of the engine default to None, "not given": `EngineConfig` is the home o
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
@@ -129,61 +130,75 @@ NoPrefixCache = Annotated[
     bool, typer.Option("--no-prefix-cache", help="Share no blocks between prompts.", rich_help_panel=ENGINE)
 ]
 
-_ENGINE_FIELDS = (
-    "drafter",
-    "num_speculative_tokens",
-    "latency_weight",
-    "mtp_modules",
-    "draft_model",
-    "draft_quantization",
-    "ngram_min",
-    "ngram_max",
-    "block_size",
-    "num_blocks",
-    "max_num_seqs",
-    "max_num_batched_tokens",
-    "max_model_len",
-)
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """Which model, and where."""
+
+    model: Model = None
+    dtype: Dtype = None
+    device: Device = None
+    quantization: Quantization = None
+    threads: Threads = None
 
 
-_BELONGS_TO = {
-    "mtp_modules": "mtp",
-    "draft_model": "mtp",
-    "draft_quantization": "mtp",
-    "ngram_min": "ngram",
-    "ngram_max": "ngram",
-}
+@dataclass(frozen=True)
+class Drafting:
+    """Who guesses, and how much."""
+
+    drafter: Drafter = None
+    num_speculative_tokens: NumSpeculativeTokens = None
+    latency_weight: LatencyWeight = None
 
 
-def refuse_idle_options(given: dict[str, Any]) -> None:
-    """Raises `UserError` for an option that the chosen drafter would not look at."""
-    drafter = given["drafter"]
-    if given.get("speculative_config") is not None:
-        _refuse_twice(given)
-        drafter = speculation_options(parse_speculative_config(given["speculative_config"]))["drafter"]
-    if drafter == "none" and given["num_speculative_tokens"] not in (None, "0"):
-        raise UserError("--drafter none guesses nothing; leave -k out, or name another drafter.")
-    for name, owner in _BELONGS_TO.items():
-        if given.get(name) is not None and owner not in (drafter or "mtp").split(","):
-            flag = "--" + name.replace("_", "-")
-            raise UserError(f"{flag} belongs to --drafter {owner}; add that, or leave {flag} out.")
+@dataclass(frozen=True)
+class Modules:
+    """What belongs to the drafter mtp."""
+
+    mtp_modules: MtpModules = None
+    draft_model: DraftModel = None
+    draft_quantization: DraftQuantization = None
 
 
-def _refuse_twice(given: dict[str, Any]) -> None:
-    for name in KEYS.values():
-        if given.get(name) is not None:
-            flag = "--" + name.replace("_", "-")
-            raise UserError(f"{flag} and --speculative-config exclude each other; give one of them.")
+@dataclass(frozen=True)
+class Lookup:
+    """What belongs to the drafter ngram; and the way in which users of vLLM say all of it."""
+
+    ngram_min: NgramMin = None
+    ngram_max: NgramMax = None
+    speculative_config: SpeculativeConfig = None
 
 
-def engine_options(given: dict[str, Any]) -> dict[str, Any]:
-    """Of a command's arguments those that `EngineConfig` takes and the user gave."""
-    chosen = {name: given[name] for name in _ENGINE_FIELDS if given.get(name) is not None}
+@dataclass(frozen=True)
+class Sizes:
+    """What the engine holds."""
+
+    block_size: BlockSize = None
+    num_blocks: NumBlocks = None
+    max_num_seqs: MaxNumSeqs = None
+    max_num_batched_tokens: MaxNumBatchedTokens = None
+    max_model_len: MaxModelLen = None
+    no_prefix_cache: NoPrefixCache = False
+
+
+_BELONGS_TO = {**dict.fromkeys(Modules.__annotations__, "mtp"), "ngram_min": "ngram", "ngram_max": "ngram"}
+
+
+def given(*groups: Any) -> dict[str, Any]:
+    """The options of these groups that the user gave."""
+    return {name: value for group in groups for name, value in vars(group).items() if value is not None}
+
+
+def engine_options(*groups: Any) -> dict[str, Any]:
+    """What the user gave, as `EngineConfig` takes it."""
+    chosen = given(*groups)
+    if chosen.pop("no_prefix_cache", False):
+        chosen["enable_prefix_caching"] = False
     if "num_speculative_tokens" in chosen:
         chosen["num_speculative_tokens"] = draft_count(chosen["num_speculative_tokens"])
-    if given.get("speculative_config") is not None:
-        chosen["speculative_config"] = parse_speculative_config(given["speculative_config"])
-    return chosen | ({"enable_prefix_caching": False} if given.get("no_prefix_cache") else {})
+    if "speculative_config" in chosen:
+        chosen["speculative_config"] = parse_speculative_config(chosen["speculative_config"])
+    return chosen
 
 
 def draft_count(text: str | int) -> int | str:
@@ -191,7 +206,26 @@ def draft_count(text: str | int) -> int | str:
     return int(text) if str(text).lstrip("-").isdecimal() else text
 
 
-def model_options(given: dict[str, Any]) -> dict[str, Any]:
-    """Of a command's arguments those that choose and place the model."""
-    names = ("model", "dtype", "device", "quantization", "threads")
-    return {name: given[name] for name in names if given.get(name) is not None}
+def refuse_idle_options(*groups: Any) -> None:
+    """Raises `UserError` for an option that the chosen drafter would not look at."""
+    chosen = given(*groups)
+    drafter = chosen.get("drafter")
+    if "speculative_config" in chosen:
+        _refuse_twice(chosen)
+        drafter = speculation_options(parse_speculative_config(chosen["speculative_config"]))["drafter"]
+    if drafter == "none" and chosen.get("num_speculative_tokens", "0") != "0":
+        raise UserError("--drafter none guesses nothing; leave -k out, or name another drafter.")
+    for name, owner in _BELONGS_TO.items():
+        if name in chosen and owner not in (drafter or "mtp").split(","):
+            raise UserError(f"{flag(name)} belongs to --drafter {owner}; add that, or leave {flag(name)} out.")
+
+
+def _refuse_twice(chosen: dict[str, Any]) -> None:
+    for name in KEYS.values():
+        if name in chosen:
+            raise UserError(f"{flag(name)} and --speculative-config exclude each other; give one of them.")
+
+
+def flag(name: str) -> str:
+    """Example: flag("draft_model") = "--draft-model"."""
+    return "--" + name.replace("_", "-")

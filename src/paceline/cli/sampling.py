@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,24 +41,59 @@ Grammar = Annotated[str | None, _option(help="The answer follows this Lark or GB
 Logprobs = Annotated[int | None, _option(help="With --json: log-probabilities of each token and of this many others.")]
 
 
-def sampling_params(given: dict[str, Any]) -> SamplingParams:
-    """Of a command's arguments the sampling ones; raises `UserError` for values out of range."""
-    chosen = {field.name: given[field.name] for field in fields(SamplingParams) if field.name in given}
-    return SamplingParams(
-        **chosen
-        | {
-            "stop": tuple(given["stop"] or ()),
-            "stop_token_ids": tuple(given["stop_token_ids"] or ()),
-            "logit_bias": parse_logit_bias(given["logit_bias"]),
-            "structured_outputs": structured_outputs(given),
-        }
-    )
+@dataclass(frozen=True)
+class Shape:
+    """How likely tokens are made what they are: what may be said of every benchmark too."""
+
+    temperature: Temperature = SamplingParams.temperature
+    top_k: TopK = SamplingParams.top_k
+    top_p: TopP = SamplingParams.top_p
+    min_p: MinP = SamplingParams.min_p
+    presence_penalty: PresencePenalty = SamplingParams.presence_penalty
+    frequency_penalty: FrequencyPenalty = SamplingParams.frequency_penalty
+    repetition_penalty: RepetitionPenalty = SamplingParams.repetition_penalty
 
 
-def structured_outputs(given: dict[str, Any]) -> StructuredOutputsParams | None:
+@dataclass(frozen=True)
+class Answers:
+    """How many answers, how they end, what form they have."""
+
+    logit_bias: LogitBias = None
+    seed: Seed = None
+    stop: Stop = None
+    stop_token_ids: StopTokenId = None
+    ignore_eos: IgnoreEos = False
+    max_tokens: MaxTokens = SamplingParams.max_tokens
+    min_tokens: MinTokens = SamplingParams.min_tokens
+    n: Count = SamplingParams.n
+    logprobs: Logprobs = None
+    json_schema: JsonSchema = None
+    regex: Regex = None
+    choice: Choice = None
+    grammar: Grammar = None
+
+
+def sampling_params(shape: Shape, answers: Answers) -> SamplingParams:
+    """Raises `UserError` for values out of range."""
+    plain = {field.name for field in fields(SamplingParams)} & vars(answers).keys()
+    read = {
+        "stop": tuple(answers.stop or ()),
+        "stop_token_ids": tuple(answers.stop_token_ids or ()),
+        "logit_bias": parse_logit_bias(answers.logit_bias),
+        "structured_outputs": structured_outputs(answers),
+    }
+    return SamplingParams(**vars(shape), **{name: getattr(answers, name) for name in plain} | read)
+
+
+def structured_outputs(answers: Answers) -> StructuredOutputsParams | None:
     """The form that the flags ask for; raises `UserError` for two of them."""
     flags = {"json": "--json-schema", "regex": "--regex", "choice": "--choice", "grammar": "--grammar"}
-    asked: dict[str, Any] = {name: given.get(flag[2:].replace("-", "_")) for name, flag in flags.items()}
+    asked: dict[str, Any] = {
+        "json": answers.json_schema,
+        "regex": answers.regex,
+        "choice": answers.choice,
+        "grammar": answers.grammar,
+    }
     asked = {name: value for name, value in asked.items() if value is not None and value != []}
     if len(asked) > 1:
         raise UserError(f"{' and '.join(flags[name] for name in asked)} exclude each other; give one of them.")

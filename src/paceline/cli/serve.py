@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from paceline.cli import options as opt
+from paceline.cli.groups import grouped
 from paceline.errors import PacelineWarning, UserError
 from paceline.serve.settings import ServerSettings
 
@@ -21,7 +22,9 @@ def _option(*flags: str, **settings: Any) -> Any:
     return typer.Option(*flags, rich_help_panel=SERVER, **settings)
 
 
+@grouped
 def serve(
+    *,
     model_dir: Annotated[
         str | None, typer.Argument(metavar="[MODEL]", help="As --model.", show_default="the bundled model")
     ] = None,
@@ -45,37 +48,21 @@ def serve(
         int, _option("--max-body-mib", help="Largest body of a request; then 413.")
     ] = ServerSettings.max_body_mib,
     no_request_log: Annotated[bool, _option("--no-request-log", help="No line on stderr for each request.")] = False,
-    model: opt.Model = None,
-    dtype: opt.Dtype = None,
-    device: opt.Device = None,
-    quantization: opt.Quantization = None,
-    threads: opt.Threads = None,
-    drafter: opt.Drafter = None,
-    num_speculative_tokens: opt.NumSpeculativeTokens = None,
-    latency_weight: opt.LatencyWeight = None,
-    mtp_modules: opt.MtpModules = None,
-    draft_model: opt.DraftModel = None,
-    draft_quantization: opt.DraftQuantization = None,
-    ngram_min: opt.NgramMin = None,
-    ngram_max: opt.NgramMax = None,
-    speculative_config: opt.SpeculativeConfig = None,
-    block_size: opt.BlockSize = None,
-    num_blocks: opt.NumBlocks = None,
-    max_num_seqs: opt.MaxNumSeqs = None,
-    max_num_batched_tokens: opt.MaxNumBatchedTokens = None,
-    max_model_len: opt.MaxModelLen = None,
-    no_prefix_cache: opt.NoPrefixCache = False,
+    model: opt.ModelChoice,
+    drafting: opt.Drafting,
+    modules: opt.Modules,
+    lookup: opt.Lookup,
+    sizes: opt.Sizes,
 ) -> None:
     """Serve the model over HTTP, as OpenAI's API has it: every request speculated, with the text of plain decoding."""
-    given = locals()
-    if model is not None and model_dir is not None:
+    if model.model is not None and model_dir is not None:
         raise UserError("MODEL and --model exclude each other; give one of them.")
-    opt.refuse_idle_options(given)
+    opt.refuse_idle_options(drafting, modules, lookup)
     _require_libraries()
     from paceline.checkpoint.resolve import BUNDLED, resolve_model
     from paceline.serve.run import run
 
-    name = model_dir if model is None else model
+    name = model_dir if model.model is None else model.model
     settings = ServerSettings(
         host=host,
         port=port,
@@ -86,7 +73,7 @@ def serve(
         drain=drain_timeout,
         max_body_mib=max_body_mib,
         log_requests=not no_request_log,
-        options=opt.model_options(given) | opt.engine_options(given),
+        options=opt.given(model) | opt.engine_options(drafting, modules, lookup, sizes),
     )
     if not settings.api_keys and host not in LOOPBACK:
         warnings.warn(f"whoever reaches {host} may use this server; --api-key KEY keeps it closed", PacelineWarning, 2)

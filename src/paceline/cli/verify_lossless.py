@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from paceline.cli import options as opt
+from paceline.cli.groups import grouped
 from paceline.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
     from paceline.llm import LLM
 
 
+@grouped
 def verify_lossless(
+    *,
     quick: Annotated[bool, typer.Option("--quick", help="A small part of the matrix, for tests.")] = False,
     prompts: Annotated[int | None, typer.Option(help="Held-out prompts.", show_default="200; quick 6", min=1)] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Tokens a prompt.", show_default="48; quick 32", min=1)] = None,
@@ -31,16 +34,11 @@ def verify_lossless(
     ] = None,
     draft_model: opt.DraftModel = None,
     draft_quantization: opt.DraftQuantization = None,
-    model: opt.Model = None,
-    dtype: opt.Dtype = None,
-    device: opt.Device = None,
-    quantization: opt.Quantization = None,
-    threads: opt.Threads = None,
+    model: opt.ModelChoice,
 ) -> None:
     """Compare every drafter, draft length, batch size and temperature with plain decoding; exit 1 if a token differs.
 
     Prefix hits, chunked prompts and preemption take turns over the matrix."""
-    given = locals()
     from rich.console import Console
 
     from paceline.assets import heldout_prompts
@@ -48,18 +46,16 @@ def verify_lossless(
     from paceline.drafters import drafter_names
     from paceline.llm import LLM
 
-    changes = {name: given[name] for name in ("prompts", "max_tokens", "seeds") if given[name] is not None}
-    size = replace(QUICK if quick else FULL, **changes)
+    changes: dict[str, Any] = {"prompts": prompts, "max_tokens": max_tokens, "seeds": seeds}
+    size = replace(QUICK if quick else FULL, **{name: value for name, value in changes.items() if value is not None})
     asked = set(drafter or drafter_names())
     if unknown := asked.difference(drafter_names()):
         raise UserError(f"There is no drafter {', '.join(sorted(unknown))}; choose among {', '.join(drafter_names())}.")
-    for name in ("draft_model", "draft_quantization"):
-        if given[name] is not None and "mtp" not in asked:
-            flag = "--" + name.replace("_", "-")
-            raise UserError(f"{flag} belongs to --drafter mtp; add that, or leave {flag} out.")
+    modules = opt.Modules(draft_model=draft_model, draft_quantization=draft_quantization)
+    opt.refuse_idle_options(opt.Drafting(",".join(asked)), modules)
     arms = [arm for arm in matrix(size) if arm.drafter in asked]
-    first = "none" if draft_model is None and draft_quantization is None else "mtp"
-    llm = LLM(**opt.model_options(given), drafter=first, draft_model=draft_model, draft_quantization=draft_quantization)
+    first = "mtp" if opt.given(modules) else "none"
+    llm = LLM(**opt.given(model), **opt.given(modules), drafter=first)
     chosen = heldout_prompts()[: size.prompts]
     console = Console()
     report = _run(llm, chosen, arms, console)

@@ -44,6 +44,9 @@ def serve(
     drain_timeout: Annotated[
         float, _option(help="Seconds that open requests get after SIGTERM.")
     ] = ServerSettings.drain,
+    chunk_interval: Annotated[
+        float, _option(help="Seconds between chunks of a stream, at least: faster steps share one. 0: a chunk a step.")
+    ] = ServerSettings.interval,
     max_body_mib: Annotated[
         int, _option("--max-body-mib", help="Largest body of a request; then 413.")
     ] = ServerSettings.max_body_mib,
@@ -71,6 +74,7 @@ def serve(
         max_queue=max_queue,
         timeout=request_timeout,
         drain=drain_timeout,
+        interval=chunk_interval,
         max_body_mib=max_body_mib,
         log_requests=not no_request_log,
         options=opt.given(model) | opt.engine_options(drafting, modules, lookup, sizes),

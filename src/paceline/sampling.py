@@ -19,6 +19,7 @@ from torch import Tensor
 from paceline.errors import UserError
 from paceline.filters import cut_min_p, cut_top_k, cut_top_p
 from paceline.grammar import forbidden
+from paceline.kernels import best_of, best_token
 from paceline.noise import Noise
 from paceline.penalties import Penalties
 from paceline.request import Request, SamplingParams
@@ -54,10 +55,10 @@ class Sampler:
         """As `choose`, on the host; and each chosen token's log-probability in the distribution that it was chosen
         from, at temperature 1 where the choice is greedy."""
         if all(is_plain(request.params) for request in requests):
-            scores, chosen = logits.to(torch.float32), best_token(logits)
-        else:
-            scores, drawn = self._scores(logits, requests, paths)
-            chosen = best_token(self._perturb(scores.clone(), requests, paths, drawn))
+            chosen, rated = best_of(logits)
+            return chosen.tolist(), rated.tolist()
+        scores, drawn = self._scores(logits, requests, paths)
+        chosen = best_token(self._perturb(scores.clone(), requests, paths, drawn))
         rated = scores.gather(1, chosen[:, None]).flatten() - scores.logsumexp(-1)
         return chosen.tolist(), rated.tolist()
 
@@ -128,14 +129,6 @@ def _mask(scores: Tensor, requests: Sequence[Request], paths: Sequence[list[int]
         rows, masks = [list(part) for part in zip(*asked, strict=True)]
         bad = torch.from_numpy(forbidden(masks, scores.shape[1])).to(scores.device)
         _update(scores, rows, lambda mine: mine.clamp_(min=_ALLOWED).masked_fill_(bad, -torch.inf))
-
-
-def best_token(scores: Tensor) -> Tensor:
-    """Row-wise argmax of [R, V], [R] int64; of equal scores the lowest token id wins, at any row count."""
-    scores = scores.float()
-    if scores.is_cpu:  # same rule, several times faster than torch's
-        return torch.from_numpy(scores.detach().numpy().argmax(-1))
-    return scores.argmax(-1)
 
 
 def cut(scores: Tensor, params: Sequence[SamplingParams]) -> Tensor:

@@ -28,6 +28,22 @@ def strided_norm(kernels: object, rows: slice) -> Tensor:
     return kernels.rms_norm(draw(ROWS, 3, 64)[rows, -1, :48], draw(48, seed=1), 1e-6)  # type: ignore[attr-defined,no-any-return]
 
 
+def norms_of_pairs(kernels: object, rows: slice, states_first: bool = False) -> Tensor:
+    tokens = torch.arange(ROWS)[rows] * 5 % 29
+    weights = draw(100, seed=1), draw(100, seed=2)
+    return kernels.norm_pairs(tokens, draw(29, 100, seed=3), draw(ROWS, 100)[rows], weights, 1e-6, states_first)  # type: ignore[attr-defined,no-any-return]
+
+
+def norms_of_pairs_states_first(kernels: object, rows: slice) -> Tensor:
+    return norms_of_pairs(kernels, rows, states_first=True)
+
+
+def best(kernels: object, rows: slice) -> Tensor:
+    """Few different scores, so that the best are often equal."""
+    tokens, rated = kernels.best_of((2 * draw(ROWS, 1000)).round()[rows])  # type: ignore[attr-defined]
+    return torch.stack((tokens.float(), rated), dim=1)
+
+
 def rotated(kernels: object, rows: slice) -> Tensor:
     made, angles = draw(ROWS, 5, 96 + 16)[rows].contiguous(), draw(ROWS, 1, 8, seed=2).float()[rows]
     kernels.rotate_and_norm(made, angles.cos(), angles.sin(), draw(96, seed=1), 1e-6)  # type: ignore[attr-defined]
@@ -54,7 +70,8 @@ def gated_by_experts(kernels: object, rows: slice) -> Tensor:
 
 
 CASES: list[Callable[[object, slice], Tensor]] = [
-    norm, strided_norm, rotated, routed, unnormalised, gated, gated_by_experts,
+    norm, strided_norm, norms_of_pairs, norms_of_pairs_states_first, best, rotated, routed, unnormalised, gated,
+    gated_by_experts,
 ]  # fmt: skip
 compiled = pytest.mark.skipif(native.library() is None, reason="this machine has no C compiler, or is not Linux")
 

@@ -12,7 +12,9 @@ from paceline.kernels import latent, mla, native
 from paceline.kernels.cpu import (
     PIECE,
     attend_rows,
+    best_of,
     gated,
+    norm_pairs,
     quantised_linear,
     rms_norm,
     rotate_and_norm,
@@ -21,7 +23,7 @@ from paceline.kernels.cpu import (
     rowwise,
 )
 from paceline.kernels.linear import pack_weight, packed_linear
-from paceline.kernels.reference import Sight, rotate
+from paceline.kernels.reference import Sight, best_token, rotate
 
 AttendRows = Callable[[Tensor, list[Tensor], list[Tensor], Sight, float], Tensor]
 
@@ -30,10 +32,13 @@ __all__ = [
     "AttendRows",
     "Sight",
     "attend_rows",
+    "best_of",
+    "best_token",
     "gated",
     "latent",
     "mla",
     "native",
+    "norm_pairs",
     "pack_weight",
     "packed_linear",
     "quantised_linear",

@@ -58,6 +58,20 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return reference.rms_norm(x, weight, eps)
 
 
+def norm_pairs(
+    tokens: Tensor, table: Tensor, states: Tensor, weights: tuple[Tensor, Tensor], eps: float, states_first: bool
+) -> Tensor:
+    """As `reference.norm_pairs`."""
+    if native.serves(table, states, *weights):
+        return native.norm_pairs(tokens, table, states.contiguous(), weights, eps, states_first)
+    return reference.norm_pairs(tokens, table, states, weights, eps, states_first)
+
+
+def best_of(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """As `reference.best_of`."""
+    return native.best_of(scores.contiguous()) if native.serves(scores) else reference.best_of(scores)
+
+
 def rotate_and_norm(made: Tensor, cos: Tensor, sin: Tensor, weight: Tensor, eps: float) -> None:
     """As `reference.rotate_and_norm`; made contiguous."""
     serves = native.serves(made, weight) and cos.shape[-1] <= native.MAX_HALF_ROPE

@@ -45,8 +45,8 @@ class Shape:
 
 
 class Weights(NamedTuple):
-    """norm, next_norm [hidden]: before attention, and after the sum; latent_norm [rank]. w_in: q_proj's rows, then those
-    of kv_a_proj_with_mqa; w_uk [heads, nope, rank] and w_uv [heads, v, rank]: kv_b_proj; w_out: o_proj."""
+    """norm, next_norm [hidden]: before attention, and after the sum; latent_norm [rank]. w_in: q_proj's rows, then
+    those of kv_a_proj_with_mqa; w_uk [heads, nope, rank] and w_uv [heads, v, rank]: kv_b_proj; w_out: o_proj."""
 
     norm: Tensor
     w_in: Tensor

@@ -15,14 +15,39 @@ static float scale_of(const bf16 *x, long n, float eps) {
     return 1 / sqrtf(sum / n + eps);
 }
 
+static void norm_row(const bf16 *x, const bf16 *weight, bf16 *out, long n, float eps) {
+    float scale = scale_of(x, n, eps);
+#pragma omp simd
+    for (long i = 0; i < n; i++) out[i] = down(up(x[i]) * scale * up(weight[i]));
+}
+
 /* made[r] = all[r] / sqrt(mean(all[r]^2) + eps) * weight; rows lie `stride` apart in `all` and are dense in `made`. */
 void rms_norm(const bf16 *all, const bf16 *weight, bf16 *made, long rows, long n, long stride, float eps, int threads) {
-    EACH_ROW {
-        const bf16 *x = all + r * stride;
-        bf16 *out = made + r * n;
-        float scale = scale_of(x, n, eps);
-#pragma omp simd
-        for (long i = 0; i < n; i++) out[i] = down(up(x[i]) * scale * up(weight[i]));
+    EACH_ROW norm_row(all + r * stride, weight, made + r * n, n, eps);
+}
+
+/* made[r] = the norms of table[tokens[r]] and of states[r], side by side, the state's first when `states_first`. */
+void norm_pairs(const int64_t *tokens, const bf16 *table, const bf16 *states, const bf16 *token_weight,
+                const bf16 *state_weight, bf16 *made, long rows, long n, int states_first, float eps) {
+    for (long r = 0; r < rows; r++, made += 2 * n) {
+        norm_row(table + tokens[r] * n, token_weight, made + (states_first ? n : 0), n, eps);
+        norm_row(states + r * n, state_weight, made + (states_first ? 0 : n), n, eps);
+    }
+}
+
+/* Of each row of scores [rows, n] the best column, the first of equals, and log(exp(score) / sum of exp(scores)). */
+void best_of(const bf16 *scores, int64_t *best, float *rated, long rows, long n) {
+    for (long r = 0; r < rows; r++, scores += n) {
+        float most = -INFINITY, sum = 0;
+#pragma omp simd reduction(max : most)
+        for (long i = 0; i < n; i++) most = up(scores[i]) > most ? up(scores[i]) : most;
+        int at = (int)n;
+#pragma omp simd reduction(min : at)
+        for (int i = 0; i < (int)n; i++) at = up(scores[i]) == most && i < at ? i : at;
+        best[r] = at < n ? at : 0; /* none is best where all is NaN */
+#pragma omp simd reduction(+ : sum)
+        for (long i = 0; i < n; i++) sum += quick_exp(up(scores[i]) - most);
+        rated[r] = -logf(sum);
     }
 }
 

@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("native.c", "latent.c", "linear.c", "moe.c", "mla.c", "int8.c"))
+_FILES = ("native.c", "latent.c", "linear.c", "moe.c", "mla.c", "int8.c")
+SOURCES = tuple(Path(__file__).with_name(name) for name in _FILES)
 HEADERS = tuple(Path(__file__).with_name(name) for name in ("bf16.h", "quick_exp.h", "tile.h", "native.h"))
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-fPIC")
 MAX_HALF_ROPE, MAX_EXPERTS = 256, 256  # sizes of the arrays in native.c
@@ -27,6 +28,8 @@ OFF = "PACELINE_NO_NATIVE"  # environment variable: any value keeps to plain tor
 _LONG, _POINTER, _FLOAT = ctypes.c_long, ctypes.c_void_p, ctypes.c_float
 _SIGNATURES = {
     "rms_norm": [_POINTER] * 3 + [_LONG] * 3 + [_FLOAT, ctypes.c_int],
+    "norm_pairs": [_POINTER] * 6 + [_LONG] * 2 + [ctypes.c_int, _FLOAT],
+    "best_of": [_POINTER] * 3 + [_LONG] * 2,
     "rotate_and_norm": [_POINTER] * 4 + [_LONG] * 4 + [_FLOAT, ctypes.c_int],
     "causal_softmax": [_POINTER] + [_LONG] * 5,
     "route": [_POINTER] * 4 + [_LONG] * 4 + [ctypes.c_int, _FLOAT, ctypes.c_int],
@@ -106,6 +109,25 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     out = torch.empty(rows, n, dtype=x.dtype)
     call("rms_norm", x.data_ptr(), weight.data_ptr(), out.data_ptr(), rows, n, x.stride(0), eps, _threads(x.numel()))
     return out
+
+
+def norm_pairs(
+    tokens: Tensor, table: Tensor, states: Tensor, weights: tuple[Tensor, Tensor], eps: float, states_first: bool
+) -> Tensor:
+    """As `reference.norm_pairs`; states [T, n] contiguous."""
+    rows, n = states.shape
+    made = torch.empty(rows, 2 * n, dtype=states.dtype)
+    pointers = (tokens.data_ptr(), table.data_ptr(), states.data_ptr(), *(w.data_ptr() for w in weights))
+    call("norm_pairs", *pointers, made.data_ptr(), rows, n, states_first, eps)
+    return made
+
+
+def best_of(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """As `reference.best_of`; scores contiguous."""
+    rows, n = scores.shape
+    best, rated = torch.empty(rows, dtype=torch.int64), torch.empty(rows, dtype=torch.float32)
+    call("best_of", scores.data_ptr(), best.data_ptr(), rated.data_ptr(), rows, n)
+    return best, rated
 
 
 def rotate_and_norm(made: Tensor, cos: Tensor, sin: Tensor, weight: Tensor, eps: float) -> None:

@@ -60,6 +60,29 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return F.rms_norm(x, weight.shape, weight, eps)
 
 
+def norm_pairs(
+    tokens: Tensor, table: Tensor, states: Tensor, weights: tuple[Tensor, Tensor], eps: float, states_first: bool
+) -> Tensor:
+    """tokens [T], table [vocab, n], states [T, n] to [T, 2 * n]: the norms of the tokens' rows and of the states, each
+    by its weight, side by side; the states' first when `states_first`."""
+    pair = [rms_norm(x, weight, eps) for x, weight in zip((F.embedding(tokens, table), states), weights, strict=True)]
+    return torch.cat(pair[::-1] if states_first else pair, dim=-1)
+
+
+def best_token(scores: Tensor) -> Tensor:
+    """Each row's best column, the lowest of equals: [R, V] to [R] int64."""
+    scores = scores.float()
+    if scores.is_cpu:  # the same rule, several times faster than torch's
+        return torch.from_numpy(scores.detach().numpy().argmax(-1))
+    return scores.argmax(-1)
+
+
+def best_of(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row's best column, the lowest of equals, [R] int64; and its log-probability in the softmax, [R] float32."""
+    scores, best = scores.to(torch.float32), best_token(scores)
+    return best, scores.gather(1, best[:, None]).flatten() - scores.logsumexp(-1)
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     """x [T, heads, dim] by cos and sin [T, 1, dim / 2]. Pairs are (0,1), (2,3), ... when `interleaved`, else
     (i, i + dim/2); they come out as halves either way, for q and k alike."""

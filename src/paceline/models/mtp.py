@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-import torch
 from torch import Tensor, nn
 
+from paceline.kernels import norm_pairs
 from paceline.layers.attention import Attend, CacheSpec
 from paceline.layers.basic import Embedding, Linear, RMSNorm, prefixed
 from paceline.models.decoder import DecoderLayer, DecoderModel, pack
@@ -80,8 +80,9 @@ class MTPDepth(nn.Module):
         """tokens, positions [T], features [T, hidden] to states after shared_head.norm [T, hidden];
         attends as layer `index`."""
         cos, sin = self.rope(positions)
-        pair = self.enorm(self.embed_tokens(tokens)), self.hnorm(features)
-        x = self.eh_proj(torch.cat(pair[::-1] if self.hidden_first else pair, dim=-1))
+        weights = self.enorm.weight, self.hnorm.weight
+        pairs = norm_pairs(tokens, self.embed_tokens.weight, features, weights, self.enorm.eps, self.hidden_first)
+        x = self.eh_proj(pairs)
         return self.norm(self.block(self.index, x, cos, sin, attend))  # type: ignore[no-any-return]
 
     def logits(self, hidden: Tensor) -> Tensor:

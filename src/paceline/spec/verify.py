@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from paceline.kernels import best_token
 from paceline.request import Request
-from paceline.sampling import Sampler, best_token, is_plain, top_logprobs
+from paceline.sampling import Sampler, is_plain, top_logprobs
 from paceline.spec.proposal import Proposal, Verdict
 
 

@@ -14,7 +14,7 @@ the names are theirs, and further modules continue the count. In SGLang's layout
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from paceline.checkpoint.reader import SINGLE
@@ -32,6 +32,7 @@ FILES = {
 SHARED = ("embed_tokens.weight", "shared_head.head.weight")  # the target's, repeated by some checkpoints
 
 _OUTER = ("embed_tokens", "shared_head", "enorm", "hnorm", "eh_proj")  # what xLLM lifts out of the layer
+_LIFTED = re.compile(r"model\.((?:" + "|".join(_OUTER) + r")\..+)")
 _MARKS = ("enorm.weight", "hnorm.weight", "eh_proj.weight", "shared_head.norm.weight")  # in every module, in no layer
 _NUMBERED = MTPNames("model.layers.{depth}.")
 _ARCHITECTURES = {
@@ -55,11 +56,22 @@ def layout_name(layout: str, depth: int, part: str, config: ModelConfig) -> str:
 
 def find_part(layout: str, name: str, config: ModelConfig) -> tuple[int, str] | None:
     """Depth and part of a tensor, the inverse of `layout_name`; None for what is no module's."""
+    return _finder(layout, config)(name)
+
+
+def _finder(layout: str, config: ModelConfig) -> Callable[[str], tuple[int, str] | None]:
+    """`find_part` of many names."""
+    layers = config.num_hidden_layers
     if layout == "original":
-        return mtp_names(config).find(name, config.num_hidden_layers)
-    lifted = re.match(r"model\.((?:" + "|".join(_OUTER) + r")\..+)", name) if layout == "xllm" else None
-    found = (0, lifted[1]) if lifted else _NUMBERED.find(name, config.num_hidden_layers)
-    return found if found is not None and layout_name(layout, *found, config) == name else None
+        of_family = mtp_names(config)
+        return lambda name: of_family.find(name, layers)
+
+    def find(name: str) -> tuple[int, str] | None:
+        lifted = _LIFTED.match(name) if layout == "xllm" else None
+        found = (0, lifted[1]) if lifted else _NUMBERED.find(name, layers)
+        return found if found is not None and layout_name(layout, *found, config) == name else None
+
+    return find
 
 
 def layout_of(names: Iterable[str]) -> str:
@@ -77,7 +89,8 @@ def find_modules(names: Iterable[str], config: ModelConfig) -> dict[tuple[int, s
     of `names`: those of a full checkpoint or of a draft directory in any layout. config: the full checkpoint's."""
     names = list(names)
     layout = layout_of(names)
-    found = ((find_part(layout, name, config), name) for name in names)
+    find = _finder(layout, config)
+    found = ((find(name), name) for name in names)
     return {part: name for part, name in found if part is not None}
 
 

@@ -34,6 +34,7 @@ DTYPES: Mapping[str, torch.dtype] = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+_SIZES = {word: dtype.itemsize for word, dtype in DTYPES.items()}  # bytes
 
 
 class TensorInfo(NamedTuple):
@@ -59,7 +60,7 @@ class Checkpoint(Mapping[str, TensorInfo]):
 
     def __init__(self, directory: str | Path, wanted: Callable[[str], bool] = lambda _: True) -> None:
         self.directory = Path(directory)
-        self._tensors = {name: info for name, info in _scan(self.directory, wanted) if wanted(name)}
+        self._tensors = dict(_scan(self.directory, wanted))
         self._open: dict[Path, Any] = {}
 
     def __getitem__(self, name: str) -> TensorInfo:
@@ -89,11 +90,10 @@ def _scan(directory: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str,
     """The tensors of the directory. The index decides which tensors count; each must be in the shard it names."""
     if not directory.is_dir():
         raise UserError(f"There is no model directory {directory}: name one with *.safetensors.")
-    if (directory / SINGLE).is_file():
-        yield from read_header(directory / SINGLE).items()
-        return
-    if not (directory / INDEX).is_file():
-        yield from read_header(_only_file(directory)).items()
+    single = directory / SINGLE
+    if single.is_file() or not (directory / INDEX).is_file():
+        found = read_header(single if single.is_file() else _only_file(directory))
+        yield from ((name, info) for name, info in found.items() if wanted(name))
         return
     index = {name: shard for name, shard in _read_index(directory).items() if wanted(name)}
     shards = {shard: read_header(directory / shard) for shard in sorted(set(index.values()))}
@@ -126,11 +126,13 @@ def _read_index(directory: Path) -> dict[str, str]:
     if path.stat().st_size > MAX_HEADER:
         raise UserError(f"{path} is larger than {MAX_HEADER} bytes, which no model's index is: do not use it.")
     try:
-        weight_map = json.loads(path.read_bytes())["weight_map"]
-        index = {str(name): str(shard) for name, shard in weight_map.items()}
+        index: dict[str, str] = json.loads(path.read_bytes())["weight_map"]
+        shards = set(index.values())
+        if not all(isinstance(shard, str) for shard in shards):
+            raise TypeError("file names that are no text")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{path} is not an index with a weight_map: {AGAIN}") from None
-    for shard in set(index.values()):
+    for shard in shards:
         if shard != Path(shard).name or "\\" in shard or not shard.endswith(".safetensors"):
             raise UserError(f"{path} names {shard!r}, no *.safetensors file beside it: do not use it.")
         if not (directory / shard).is_file():
@@ -172,11 +174,12 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
 
 def _info(file: Path, entry: Mapping[str, Any], data: int) -> TensorInfo:
     """One entry, whose offsets count from byte `data`. Raises ValueError where they do not fit dtype and shape."""
-    dtype, shape = str(entry["dtype"]), tuple(map(int, entry["shape"]))
-    start, end = map(int, entry["data_offsets"])
-    known = DTYPES.get(dtype)
-    if start < 0 or end < start or min(shape, default=0) < 0:
+    dtype, shape = str(entry["dtype"]), tuple([int(size) for size in entry["shape"]])
+    start, end = entry["data_offsets"]
+    start, end = int(start), int(end)
+    size = _SIZES.get(dtype)
+    if start < 0 or end < start or (shape and min(shape) < 0):
         raise ValueError("negative sizes")
-    if known is not None and math.prod(shape) * known.itemsize != end - start:
+    if size is not None and math.prod(shape) * size != end - start:
         raise ValueError("sizes that do not fit the shape")
     return TensorInfo(file, dtype, shape, data + start, end - start)

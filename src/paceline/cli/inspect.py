@@ -5,10 +5,11 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from paceline.garbage import uncollected
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -36,6 +37,7 @@ def inspect(
         from paceline.inspection.report import inspect as report_of
 
         report = report_of(resolve_model(model))
+        gc.freeze()  # nor is there anything to find at exit
     if as_json:
         print(json.dumps(report.to_dict() | {"drafters": drafters(report)}))
         return
@@ -45,17 +47,6 @@ def inspect(
     console.print(_table(report))
     for warning in report.warnings:
         console.print(printable(f"warning: {warning}"), style="yellow", soft_wrap=True)
-
-
-@contextmanager
-def uncollected() -> Iterator[None]:
-    """No search for garbage among ninety thousand headers and all of torch, then or at exit: it is half of the time."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 def drafters(report: Report) -> list[str]:

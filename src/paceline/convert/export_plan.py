@@ -14,6 +14,7 @@ from paceline.config import ModelConfig
 from paceline.convert.mtp_source import Part, Stored, find_mtp
 from paceline.convert.travelling import travelling
 from paceline.errors import UserError
+from paceline.garbage import uncollected
 
 # What the published tools do: xLLM's export is bfloat16 with embedding and head, SGLang's is as stored without them.
 DEFAULTS = {"xllm": ("bfloat16", "keep"), "sglang": ("keep", "drop"), "original": ("keep", "keep")}
@@ -92,7 +93,8 @@ def plan_export(
     _check_choice("shared", shared, SHARED_CHOICES)
     source = Path(source)
     config = ModelConfig.from_dir(source)
-    found = find_mtp(source, config, shared=shared == "keep")
+    with uncollected():
+        found = find_mtp(source, config, shared=shared == "keep")
     copies = [copy for part, stored in found.items() for copy in _copies(part, stored, layout, dtype, config)]
     copies.sort(key=lambda copy: (-DTYPES[copy.dtype].itemsize, copy.place()))  # wide types first: all are aligned
     plan = ExportPlan(source, config, layout, dtype, shared, tuple(copies), tuple(travelling(source)))

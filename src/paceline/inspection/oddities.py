@@ -85,9 +85,9 @@ def unpromised_modules(facts: Facts) -> Iterator[str]:
 
 def codes_without_scales(facts: Facts) -> Iterator[str]:
     """By name and by shape."""
-    bare, odd = [], []
+    bare, odd, tensors = [], [], facts.tensors
     for name, form in facts.codes.items():
-        scale, shape = facts.tensors.get(name + form.suffix), facts.tensors[name].shape
+        scale, shape = tensors.get(name + form.suffix), tensors[name].shape
         if scale is None:
             bare.append(name)
         elif len(shape) != 2 or scale.shape != form.stored_scale_shape(*shape):

@@ -325,13 +325,15 @@ def test_text_never_becomes_markup(page: Any) -> None:
 
 
 LUMINANCE = """(names) => {
-  const style = getComputedStyle(document.documentElement);
+  const probe = document.body.appendChild(document.createElement("i"));
   const channel = (c) => (c /= 255) <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
-  return names.map((name) => {
-    const hex = style.getPropertyValue("--" + name).trim();
-    const [r, g, b] = [1, 3, 5].map((at) => channel(parseInt(hex.slice(at, at + 2), 16)));
+  const found = names.map((name) => {
+    probe.style.color = `var(--${name})`;
+    const [r, g, b] = getComputedStyle(probe).color.match(/[0-9.]+/g).map(Number).map(channel);
     return 0.2126 * r + 0.7152 * g + 0.0722 * b;
   });
+  probe.remove();
+  return found;
 }"""
 
 

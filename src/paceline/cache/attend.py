@@ -15,7 +15,7 @@ from torch import Tensor
 
 from paceline.batch import ForwardBatch
 from paceline.cache.pool import SPARE_SLOTS, Pool
-from paceline.kernels import PIECE, Sight, attend_rows, latent, mla
+from paceline.kernels import PIECE, Sight, attend_rows, heads, latent, mla
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,9 @@ class PagedAttend:
         keys, values = pool.k[layer], pool.v[layer]
         if pool.spec.latent and batch.tree is None and latent.attends_latent(q, pool.spec.v_dim):
             return latent.attend_latent(q, keys, self.tables, pool.spec.v_dim, pool.block_size, scale)
+        kept = heads.Kept(keys, None, values)
+        if not pool.spec.latent and batch.tree is None and heads.attends_heads(q, kept):
+            return heads.attend_heads(q, kept, self.tables, pool.block_size, scale)
         outs = [
             attend_rows(q[r.start : r.end], [keys[p] for p in r.pieces], [values[p] for p in r.pieces], r.sight, scale)
             for r in self.reaches

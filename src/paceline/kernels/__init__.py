@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from paceline.kernels import latent, mla, native
+from paceline.kernels import heads, latent, mla, native
 from paceline.kernels.cpu import (
     PIECE,
     attend_rows,
@@ -35,6 +35,7 @@ __all__ = [
     "best_of",
     "best_token",
     "gated",
+    "heads",
     "latent",
     "mla",
     "native",

@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-_FILES = ("native.c", "latent.c", "linear.c", "moe.c", "mla.c", "int8.c")
+_FILES = ("native.c", "latent.c", "heads.c", "linear.c", "moe.c", "mla.c", "int8.c")
 SOURCES = tuple(Path(__file__).with_name(name) for name in _FILES)
-HEADERS = tuple(Path(__file__).with_name(name) for name in ("bf16.h", "quick_exp.h", "tile.h", "native.h"))
+HEADERS = tuple(Path(__file__).with_name(name) for name in ("bf16.h", "quick_exp.h", "tile.h", "lanes.h", "native.h"))
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-fPIC")
 MAX_HALF_ROPE, MAX_EXPERTS = 256, 256  # sizes of the arrays in native.c
 SHARED_AT_LEAST = 1 << 18  # weights of a product below which waking other threads costs more than they save
@@ -35,6 +35,7 @@ _SIGNATURES = {
     "route": [_POINTER] * 4 + [_LONG] * 4 + [ctypes.c_int, _FLOAT, ctypes.c_int],
     "gated": [_POINTER] * 3 + [_LONG] * 4 + [ctypes.c_int],
     "attend_latent": [_POINTER] * 9 + [_LONG] * 7 + [_FLOAT, _LONG, ctypes.c_int],
+    "attend_heads": [_POINTER] * 7 + [_LONG] * 10 + [_FLOAT, _LONG, ctypes.c_int],
     "bf16_linear": [_POINTER] * 4 + [_LONG] * 3 + [ctypes.c_int],
     "gated_experts": [_POINTER] * 8 + [_LONG] * 5 + [ctypes.c_int],
     "mla": [_POINTER] * 11 + [_LONG] * 5 + [ctypes.c_int] * 2,

@@ -1,0 +1,207 @@
+/* Attention of many requests over keys and values of several heads, in pages. A query is the unit of all arithmetic:
+ * every row goes through the same lines, sixteen places at a time for its scores and two for the mixture, and what it
+ * does not see weighs exactly 0. So its bits are the same in any tile, whatever runs beside it, on any number of
+ * threads. Queries of one key head in a tile read each key and value from memory once. No state, no allocation. */
+#include "lanes.h"
+
+enum {
+    PLACES = LANES, /* at a time */
+    QUERIES = 4,    /* at most that are mixed together */
+    AHEAD = 16      /* places between what is fetched and what is used */
+};
+
+typedef struct {
+    const bf16 *q, *keys, *shared, *values;
+    bf16 *out;
+    const int64_t *starts, *context, *first, *tables, *blocks;
+    long requests, heads, kv_heads, own, rest, v_dim, k_stride, v_stride, block_size, longest;
+    float scale;
+} Pass;
+
+typedef struct {
+    int64_t *keys, *values; /* numbers from the first slot's to each place's */
+} Places;
+
+/* q . key of sixteen places: a key is the head's own numbers, and the rest that all heads share. whole, more: how many
+ * vectors of each there are, where that is known when this is compiled. */
+INLINE lanes scores_of(const Pass *m, const bf16 *q, const bf16 *keys, const int64_t *places, const int whole,
+                       const int more, const int fetch) {
+    const long own = whole < 0 ? m->own : whole * STEP, rest = more < 0 ? m->rest : more * STEP;
+    lanes sums[LANES];
+    UNROLL for (int p = 0; p < PLACES; p++) {
+        const bf16 *key = keys + places[p], *shared = m->shared + places[p];
+        sums[p] = (lanes){0};
+        UNROLL for (long i = 0; i < own; i += STEP) sums[p] = product(sums[p], load(q + i), load(key + i));
+        UNROLL for (long i = 0; i < rest; i += STEP) sums[p] = product(sums[p], load(q + own + i), load(shared + i));
+        if (fetch) {
+            UNROLL for (long i = 0; i < own; i += STEP) __builtin_prefetch(keys + places[AHEAD + p] + i);
+            UNROLL for (long i = 0; i < rest; i += STEP) __builtin_prefetch(m->shared + places[AHEAD + p] + i);
+        }
+    }
+    return folded(sums);
+}
+
+static void all_scores(const Pass *m, long count, const bf16 *const *q, const bf16 *keys, const int64_t *places,
+                       long length, float *scores, long room, const int whole, const int more) {
+    for (long p = 0; p < length; p += PLACES) {
+        put(scores + p, scores_of(m, q[0], keys, places + p, whole, more, 1));
+        for (long i = 1; i < count; i++) put(scores + i * room + p, scores_of(m, q[i], keys, places + p, whole, more, 0));
+    }
+}
+
+/* In place, scores [length] to weights in bf16, of which the first `seen` count. Returns 1 / their sum. */
+INLINE float softmax(float *scores, long seen, long length, float scale) {
+    for (long i = seen; i < length; i++) scores[i] = -INFINITY;
+    lanes most = at(scores), sum = {0};
+    for (long i = LANES; i < length; i += LANES) most = larger(at(scores + i), most);
+    float x[LANES];
+    put(x, most);
+    for (int i = 1; i < LANES; i++) x[0] = x[i] > x[0] ? x[i] : x[0];
+    most = (lanes){0} + x[0];
+    for (long i = 0; i < length; i += LANES) {
+        put(x, (at(scores + i) - most) * scale);
+        for (int j = 0; j < LANES; j++) x[j] = quick_exp(x[j]);
+        words weights = rounded(at(x));
+        sum += (lanes)(weights << 16);
+        store((bf16 *)scores + i, at(x));
+    }
+    put(x, sum);
+    for (int width = LANES / 2; width; width /= 2)
+        for (int i = 0; i < width; i++) x[i] += x[i + width];
+    return 1 / x[0];
+}
+
+/* out[r][0 .. 32 * columns - 1] = the places' values, from where `values` is in a slot, by the weights of query r, over
+ * all places in order. weights: `room` floats a query. */
+INLINE void mix(const int queries, const int columns, const bf16 *values, const int64_t *places,
+                const float *weights, long room, long length, const float *shares, bf16 *const *out) {
+    lanes sums[QUERIES][2][2]; /* query, vector of columns, half of it */
+    UNROLL for (int r = 0; r < queries; r++) UNROLL for (int c = 0; c < columns; c++)
+        sums[r][c][0] = sums[r][c][1] = (lanes){0};
+    for (long p = 0; p < length; p += 2) {
+        words pairs[2][2];
+        UNROLL for (int c = 0; c < columns; c++) {
+            halves x = (halves)load(values + places[p] + STEP * c);
+            halves y = (halves)load(values + places[p + 1] + STEP * c);
+            pairs[c][0] = (words)PICK(halves, x, y, 0, 32, 1, 33, 2, 34, 3, 35, 8, 40, 9, 41, 10, 42, 11, 43, 16, 48, 17,
+                                      49, 18, 50, 19, 51, 24, 56, 25, 57, 26, 58, 27, 59);
+            pairs[c][1] = (words)PICK(halves, x, y, 4, 36, 5, 37, 6, 38, 7, 39, 12, 44, 13, 45, 14, 46, 15, 47, 20, 52,
+                                      21, 53, 22, 54, 23, 55, 28, 60, 29, 61, 30, 62, 31, 63);
+            __builtin_prefetch(values + places[AHEAD + p] + STEP * c);
+            __builtin_prefetch(values + places[AHEAD + p + 1] + STEP * c);
+        }
+        UNROLL for (int r = 0; r < queries; r++) {
+            uint32_t pair;
+            memcpy(&pair, (const bf16 *)(weights + r * room) + p, 4);
+            words weight = (words){0} + pair;
+            UNROLL for (int c = 0; c < columns; c++) UNROLL for (int i = 0; i < 2; i++)
+                sums[r][c][i] = product(sums[r][c][i], weight, pairs[c][i]);
+        }
+    }
+    UNROLL for (int r = 0; r < queries; r++) UNROLL for (int c = 0; c < columns; c++) {
+        lanes x = sums[r][c][0] * shares[r], y = sums[r][c][1] * shares[r];
+        store(out[r] + STEP * c, PICK(words, x, y, 0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23));
+        store(out[r] + STEP * c + LANES, PICK(words, x, y, 8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31));
+    }
+}
+
+/* `count` queries of one key head; the first `seen[i]` of the places are what query i sees. */
+static void attend_queries(const Pass *m, long count, const bf16 *const *q, bf16 **out, const long *seen, long head,
+                           const Places *at, float *weights) {
+    long length = (seen[count - 1] + PLACES - 1) / PLACES * PLACES, room = m->longest + PLACES;
+    const bf16 *keys = m->keys + head * m->own, *values = m->values + head * m->v_dim;
+    float shares[QUERIES];
+    if (m->own == 2 * STEP && m->rest == 2 * STEP)
+        all_scores(m, count, q, keys, at->keys, length, weights, room, 2, 2);
+    else if (m->own == 4 * STEP && m->rest == 0)
+        all_scores(m, count, q, keys, at->keys, length, weights, room, 4, 0);
+    else
+        all_scores(m, count, q, keys, at->keys, length, weights, room, -1, -1);
+    for (long i = 0; i < count; i++) shares[i] = softmax(weights + i * room, seen[i], length, m->scale);
+    for (long c = 0; c < m->v_dim; c += 2 * STEP) {
+        int columns = c + STEP < m->v_dim ? 2 : 1;
+#define MIX(n, columns)                                                                                      \
+    case 2 * n + columns - 1:                                                                                \
+        mix(n, columns, values + c, at->values, weights, room, length, shares, out); \
+        break;
+        switch (2 * count + columns - 1) {
+            MIX(1, 1) MIX(1, 2) MIX(2, 1) MIX(2, 2) MIX(3, 1) MIX(3, 2) MIX(4, 1) MIX(4, 2)
+        }
+#undef MIX
+        for (long i = 0; i < count; i++) out[i] += 2 * STEP;
+    }
+}
+
+/* Where the places begin .. end - 1 are; what is read beyond them, or fetched ahead, is the last again. */
+static void find_places(const Pass *m, long request, long begin, long end, const Places *at) {
+    const int64_t *table = m->blocks + m->tables[request];
+    long size = m->block_size, n = 0;
+    for (long place = begin; place < end;) {
+        long block = place / size, stop = (block + 1) * size < end ? (block + 1) * size : end;
+        for (long slot = table[block] * size + place % size; place < stop; place++, slot++, n++)
+            at->keys[n] = slot * m->k_stride, at->values[n] = slot * m->v_stride;
+    }
+    for (int i = 0; i < AHEAD + PLACES; i++) at->keys[n + i] = at->keys[n - 1], at->values[n + i] = at->values[n - 1];
+}
+
+/* The queries of one key head of the rows row .. row + rows - 1 of a request; below `first` there is one, which sees
+ * itself. */
+static void attend_rows(const Pass *m, long request, long row, long rows, long head, const Places *at, float *weights) {
+    long end = m->context[request] + row + 1, first = m->first[request], begin = first < end ? first : end - 1;
+    long start = m->starts[request] + row, group = m->heads / m->kv_heads, k_dim = m->own + m->rest;
+    find_places(m, request, begin, end + rows - 1, at);
+    for (long i = 0, count; i < rows * group; i += count) {
+        const bf16 *q[QUERIES];
+        bf16 *out[QUERIES];
+        long seen[QUERIES];
+        for (count = 0; count < QUERIES && i + count < rows * group; count++) {
+            long r = (i + count) / group, query = (start + r) * m->heads + head * group + (i + count) % group;
+            q[count] = m->q + query * k_dim;
+            out[count] = m->out + query * m->v_dim;
+            seen[count] = end + r - begin;
+        }
+        attend_queries(m, count, q, out, seen, head, at, weights);
+    }
+}
+
+/* Tiles of at most `tile` rows and one key head, as they come: `next` is the number of the next that nobody took. */
+static void attend_tiles(const Pass *m, long *next, long tile, float *scratch) {
+    const long most = m->longest + AHEAD + PLACES;
+    const Places at = {(int64_t *)scratch, (int64_t *)scratch + most};
+    long number = 0, mine = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED);
+    for (long r = 0; r < m->requests; r++) {
+        long rows, end = m->starts[r + 1] - m->starts[r];
+        for (long row = 0; row < end; row += rows) {
+            rows = tile < end - row ? tile : end - row;
+            if (m->first[r] > m->context[r] + row) rows = 1;
+            for (long head = 0; head < m->kv_heads; head++, number++) {
+                if (number != mine) continue;
+                attend_rows(m, r, row, rows, head, &at, scratch + 4 * most);
+                mine = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED);
+            }
+        }
+    }
+}
+
+/* q [rows, heads, own + rest]. A slot has keys [kv_heads, own] and what they share [rest], `k_stride` numbers on from the
+ * slot before, and values [kv_heads, v_dim], `v_stride` on; own, rest and v_dim are multiples of 32. out [rows, heads,
+ * v_dim]. Query head h reads key head h / (heads / kv_heads); scale is above 0. numbers: starts [requests + 1], context,
+ * first, tables [requests] and blocks, one behind the other. Request r owns the rows starts[r] .. starts[r + 1], which
+ * lie at the places from context[r] on; place p is in slot blocks[tables[r] + p / block_size] * block_size + p %
+ * block_size. A row sees the places first[r] .. its own (itself at least); `longest`: the most that any may see. tile:
+ * rows of a request that are read for together. scratch: for each thread 4 * (longest + 32) + 4 * (longest + 16) floats. */
+void attend_heads(const bf16 *q, const bf16 *keys, const bf16 *shared, const bf16 *values, bf16 *out,
+                  const int64_t *numbers, float *scratch, long requests, long heads, long kv_heads, long own, long rest,
+                  long v_dim, long k_stride, long v_stride, long block_size, long longest, float scale, long tile,
+                  int threads) {
+    const int64_t *context = numbers + requests + 1, *first = context + requests, *tables = first + requests;
+    const Pass pass = {q,        keys, shared, values, out,      numbers,  context,    first,   tables, tables + requests, requests, heads,
+                       kv_heads, own,  rest,   v_dim,  k_stride, v_stride, block_size, longest, scale};
+    long room = 4 * (longest + AHEAD + PLACES) + QUERIES * (longest + PLACES), next = 0;
+    if (threads == 1) { /* a team of one would cost a microsecond */
+        attend_tiles(&pass, &next, tile, scratch);
+        return;
+    }
+#pragma omp parallel for num_threads(threads)
+    for (int t = 0; t < threads; t++) attend_tiles(&pass, &next, tile, scratch + t * room);
+}

@@ -1,0 +1,60 @@
+"""Attention over keys and values of several heads, for a whole batch in one call of `heads.c`."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from paceline.kernels import native
+from paceline.kernels.latent import SHARED_AT_LEAST, Tables
+
+MOST_ROWS = 4  # of a request in a tile
+STEP, PLACES, FETCHED = 32, 16, 32  # numbers in a vector, places in one, slots behind the last place; as in heads.c
+
+
+class Kept(NamedTuple):
+    """What a layer keeps, all views of slots that lie a stride apart: keys [slots, Hkv, own], the rest of every head's
+    key [slots, rest] where heads share it (or None), values [slots, Hkv, v_dim]."""
+
+    keys: Tensor
+    shared: Tensor | None
+    values: Tensor
+
+
+def attend_heads(q: Tensor, kept: Kept, tables: Tables, block_size: int, scale: float) -> Tensor:
+    """Attention of all requests: q [T, H, own + rest] to [T, H, v_dim]. Row by row what `reference.attend_rows` says
+    for a chain, on as many threads as torch has."""
+    (rows, heads, _), (_, kv_heads, own), v_dim = q.shape, kept.keys.shape, kept.values.shape[2]
+    rest = 0 if kept.shared is None else kept.shared.shape[1]
+    q, out = q.contiguous(), torch.empty(rows, heads, v_dim, dtype=q.dtype)
+    threads, tile, scratch = shared_work(tables, rows, heads)
+    pointers = (
+        q,
+        kept.keys,
+        kept.keys if kept.shared is None else kept.shared,
+        kept.values,
+        out,
+        tables.numbers,
+        scratch,
+    )
+    strides = (kept.keys.stride(0), kept.values.stride(0))
+    native.call(
+        "attend_heads", *(x.data_ptr() for x in pointers), len(tables.context), heads, kv_heads, own, rest, v_dim,
+        *strides, block_size, tables.longest, scale, tile, threads,
+    )  # fmt: skip
+    return out
+
+
+def shared_work(tables: Tables, rows: int, heads: int) -> tuple[int, int, Tensor]:
+    """Threads, rows in a tile, which share what they read, but leave work for every thread, and scratch for each."""
+    threads = torch.get_num_threads() if tables.work * heads >= 4 * SHARED_AT_LEAST else 1
+    size = 4 * (tables.longest + FETCHED) + 4 * (tables.longest + PLACES)
+    return threads, MOST_ROWS, torch.empty(threads, size, dtype=torch.float32)
+
+
+def attends_heads(q: Tensor, kept: Kept) -> bool:
+    """Whether `attend_heads` is for these queries [T, H, own + rest]: whole vectors."""
+    widths = (kept.keys.shape[2], q.shape[2], kept.values.shape[2])
+    return not any(width % STEP for width in widths) and native.serves(q)

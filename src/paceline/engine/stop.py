@@ -71,6 +71,8 @@ class TextStream:
 
     def _held_back(self) -> int:
         """The longest end of the text that begins a stop string."""
+        if not self._stop:
+            return 0
         lengths = (n for stop in self._stop for n in range(len(stop) - 1, 0, -1) if self._text.endswith(stop[:n]))
         return max(lengths, default=0)
 

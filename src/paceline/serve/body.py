@@ -23,7 +23,8 @@ Ids = list[int]
 
 
 class Body(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+    # Frozen bodies may be defaults of fields as they are; others are copied for each request.
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
     @model_validator(mode="before")
     @classmethod

@@ -29,7 +29,7 @@ async def chat(body: ChatBody, request: Request, state: Annotated[State, Depends
     answers = await _submit(body, state)
     usage = Usage(answers)
     if not body.stream:
-        wholes = await unless_gone(request, collect(answers, usage))
+        wholes = await unless_gone(request, collect(answers, usage), answers.abort)
         choices = [_choice(number, whole, body, state.tokenizer) for number, whole in enumerate(wholes)]
         told = {"choices": choices, "usage": usage.as_dict()} | _of_prompt(answers, wholes[0], body)
         return JSONResponse(head("chat.completion", "chatcmpl", model) | told)

@@ -39,7 +39,7 @@ async def completions(body: CompletionBody, request: Request, state: Annotated[S
     usage = Usage(answers)
     start, shape = head("text_completion", "cmpl", model), _Shape(body, prompts, echoes, state.tokenizer)
     if not body.stream:
-        wholes = await unless_gone(request, collect(answers, usage))
+        wholes = await unless_gone(request, collect(answers, usage), answers.abort)
         choices = [shape.choice(number, whole) for number, whole in enumerate(wholes)]
         return JSONResponse(start | {"choices": choices, "usage": usage.as_dict()})
     return await EventStream.begun(_chunks(answers, shape, start, usage), request, answers.abort)

@@ -1,29 +1,29 @@
-"""Server-sent events, and what happens when the client goes away: whatever it asked for is aborted."""
+"""How answers reach their client: whole, or as server-sent events; and what happens when it goes away."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from fastapi import Request
-from fastapi.responses import StreamingResponse
+from fastapi import Request, Response
 from starlette.types import Receive, Scope, Send
 
 from paceline.serve.errors import ApiError, error_body
 
-DONE = "data: [DONE]\n\n"
+DONE = b"data: [DONE]\n\n"
 T = TypeVar("T")
 _written = json.JSONEncoder(separators=(",", ":")).encode
 
 
-def event(data: dict[str, Any]) -> str:
+def event(data: dict[str, Any]) -> bytes:
     """One event; ASCII, so that no line separator of Unicode cuts it."""
-    return f"data: {_written(data)}\n\n"
+    return b"data: %b\n\n" % _written(data).encode()
 
 
-async def events(first: dict[str, Any], chunks: AsyncIterator[dict[str, Any]]) -> AsyncIterator[str]:
+async def events(first: dict[str, Any], chunks: AsyncIterator[dict[str, Any]]) -> AsyncIterator[bytes]:
     """Each chunk as an event, then [DONE]; an error on the way is the last event, without [DONE]."""
     try:
         yield event(first)
@@ -37,47 +37,55 @@ async def events(first: dict[str, Any], chunks: AsyncIterator[dict[str, Any]]) -
         raise
 
 
-class EventStream(StreamingResponse):
-    """Calls `leave` however it ends, also when the client left before the first event."""
+class EventStream(Response):
+    """Calls `leave` when the client goes away, and however it ends. What waits for the engine must end by that."""
 
     media_type = "text/event-stream"
 
     def __init__(self, first: dict[str, Any], chunks: AsyncIterator[dict[str, Any]], leave: Callable[[], None]) -> None:
-        super().__init__(events(first, chunks), headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
-        self._leave = leave
+        self._events, self._leave = events(first, chunks), leave
+        self.status_code, self.background = 200, None
+        self.init_headers({"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
 
     @classmethod
     async def begun(
         cls, chunks: AsyncIterator[dict[str, Any]], request: Request, leave: Callable[[], None]
     ) -> EventStream:
         """After the first chunk has come: what is refused is refused before any byte of an answer is sent."""
-        return cls(await unless_gone(request, _first(chunks)), chunks, leave)
+        return cls(await unless_gone(request, _first(chunks), leave), chunks, leave)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await super().__call__(scope, receive, send)
+            with _watched(receive, self._leave):
+                await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+                async for part in self._events:
+                    await send({"type": "http.response.body", "body": part, "more_body": True})
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             self._leave()
 
 
+async def unless_gone(request: Request, work: Coroutine[Any, Any, T], leave: Callable[[], None]) -> T:
+    """What `work` returns or raises; `leave` is called when the client goes away before, and must end it."""
+    with _watched(request.receive, leave):
+        return await work
+
+
+@contextmanager
+def _watched(receive: Receive, leave: Callable[[], None]) -> Iterator[None]:
+    """`leave` is called when the client goes away."""
+
+    async def watch() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        leave()
+
+    watcher = asyncio.create_task(watch())
+    try:
+        yield
+    finally:
+        watcher.cancel()
+
+
 async def _first(chunks: AsyncIterator[T]) -> T:
     return await anext(chunks)
-
-
-async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """What `work` returns or raises; when the client goes away before, `work` is cancelled."""
-    task, gone = asyncio.create_task(work), asyncio.create_task(_disconnected(request))
-    try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ApiError(499, "The client went away.")
-        return task.result()
-    finally:
-        for each in (task, gone):
-            each.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

@@ -76,14 +76,15 @@ def make_batch(
     columns = torch.frombuffer(tokens + slots + positions + wanted, dtype=torch.int64)
     if device is not None:
         columns = columns.to(device, non_blocking=True)
+    parts = columns.split((total, total, total, len(wanted)))
     return ForwardBatch(
-        tokens=columns[:total],
-        slots=columns[total : 2 * total],
-        positions=columns[2 * total : 3 * total],
+        tokens=parts[0],
+        slots=parts[1],
+        positions=parts[2],
         starts=starts,
         context=[row.place for row in rows],
         blocks=[row.blocks for row in rows],
-        take=columns[3 * total :],
+        take=parts[3],
         first=[max(first, row.first) for row in rows],
     )
 

@@ -88,7 +88,7 @@ class MTPDrafter:
     def observe(self, seen: Seen) -> None:
         if self.asleep:
             return
-        offset, long = 0, len(seen.hidden) > LONG
+        offset, long = 0, seen.hidden.shape[0] > LONG
         for request, row, first, count, blocks in zip(
             seen.requests, seen.rows, seen.first, seen.count, seen.blocks, strict=True
         ):
@@ -218,7 +218,8 @@ class MTPDrafter:
         while live:
             rows = [Row(t.drafts[-1:], len(t.request.tokens) + depth - 1, t.blocks, t.strands[-1].first) for t in live]
             depth += 1
-            live, states = self.choose(depth, live, self.forward(len(self.modules), rows, states), deeper)
+            _, states = self.forward(len(self.modules), rows, states, list(range(len(live))))
+            live, states = self.choose(depth, live, states, deeper)
 
     def readable(self, track: Track) -> int:
         """The committed tokens that have a slot."""
@@ -232,21 +233,23 @@ class MTPDrafter:
         pieces = [piece for part in parts for piece in part.take()]
         features = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
         rows = [Row(p.tokens, p.start, p.track.blocks, p.track.strands[d - 1].first) for p in parts]
-        out = self.forward(d, rows, features)
         counts = [len(part.tokens) for part in parts]
         drafting = [(part.track, end - 1) for part, end in zip(parts, accumulate(counts), strict=True) if part.drafts]
-        ends = out if len(drafting) == len(out) else out[[end for _, end in drafting]]
+        out, ends = self.forward(d, rows, features, [end for _, end in drafting])
         found = self.choose(d, [track for track, _ in drafting], ends, deeper)
         if self.prefix_caching:
             self.keep(d, parts, out)
-        for part, outputs in zip(parts, out.split(counts), strict=True):
-            part.pass_on(outputs.clone() if len(out) > LONG and len(outputs) <= WINDOW else outputs)
+        if d < len(self.modules):
+            long = out.shape[0] > LONG
+            for part, outputs, count in zip(parts, out.split(counts), counts, strict=True):
+                part.pass_on(outputs.clone() if long and count <= WINDOW else outputs)
         return found
 
-    def forward(self, d: int, rows: list[Row], features: Tensor) -> Tensor:
-        batch = make_batch(rows, self.pool.block_size, first=d, device=features.device)
+    def forward(self, d: int, rows: list[Row], features: Tensor, take: list[int]) -> tuple[Tensor, Tensor]:
+        """A pass of module d: all outputs, and those in the rows `take`."""
+        batch = make_batch(rows, self.pool.block_size, first=d, take=take, device=features.device)
         out: Tensor = self.modules[d - 1](batch.tokens, batch.positions, PagedAttend(self.pool, batch), features)
-        return out
+        return out, out if len(take) == out.shape[0] else out.index_select(0, batch.take)
 
     def choose(
         self, depth: int, tracks: list[Track], states: Tensor, deeper: Deeper | None
@@ -265,7 +268,7 @@ class MTPDrafter:
             track.drafts.append(token)
             track.goes_on = wanted and track.width > depth
         going = [i for i, track in enumerate(tracks) if track.goes_on]
-        return [tracks[i] for i in going], states if len(going) == len(tracks) else states[going]
+        return (tracks, states) if len(going) == len(tracks) else ([tracks[i] for i in going], states[going])
 
     def keep(self, d: int, parts: list[Part], outputs: Tensor) -> None:
         """What module d made of the last slots of blocks, beside the blocks."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass
 from itertools import accumulate, chain, pairwise
 
@@ -31,12 +32,11 @@ class Tables:
     def of(starts: list[int], context: list[int], first: list[int], blocks: list[list[int]]) -> Tables:
         """starts R+1; context, first and blocks R, as in a ForwardBatch."""
         offsets = [0, *accumulate(map(len, blocks))]
-        numbers = torch.tensor(
-            [*starts, *context, *first, *offsets[:-1], *chain.from_iterable(blocks)], dtype=torch.int64
-        )
+        numbers = array("q", [*starts, *context, *first, *offsets[:-1], *chain.from_iterable(blocks)])
         rows = [end - start for start, end in pairwise(starts)]
         longest = max(c + m for c, m in zip(context, rows, strict=True))
-        return Tables(numbers, starts, context, longest, sum(m * (c + m) for c, m in zip(context, rows, strict=True)))
+        work = sum(m * (c + m) for c, m in zip(context, rows, strict=True))
+        return Tables(torch.frombuffer(numbers, dtype=torch.int64), starts, context, longest, work)
 
 
 def attend_latent(q: Tensor, keys: Tensor, tables: Tables, v_dim: int, block_size: int, scale: float) -> Tensor:

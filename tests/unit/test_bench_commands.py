@@ -125,9 +125,26 @@ def test_pictures(bench: Run, tmp_path: Path) -> None:
         assert png.read_bytes().startswith(b"\x89PNG") and "none" in svg.read_text() and svg.stat().st_size < 200_000
         first = svg.read_bytes()
         bench("plot", file, "--out", tmp_path / "picture")
-        assert len(svg.read_bytes()) == len(first)
+        assert svg.read_bytes() == first
     code, _, err = bench("plot", *files)
     assert code == 2 and "tables or of rates" in err
+    code, out, _ = bench("plot", files[0], "--out", tmp_path / "one.svg")
+    assert code == 0 and out.split() == [str(tmp_path / "one.svg")] and not (tmp_path / "one.png").exists()
+
+
+def test_a_picture_by_source(bench: Run, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    data, file = tmp_path / "p.jsonl", tmp_path / "t.json"
+    data.write_text("".join(f'{{"prompt": "one two", "source": "{name}"}}\n' for name in ("easy", "hard")))
+    words = ("--output-len", "3", "--arms", "none,auto,1", "--repeats", "2", "--num-requests", "2", "--output", file)
+    assert bench("table", "--dataset", data, "--by-source", "--concurrency", "1,2", *words)[0] == 0
+    assert bench("plot", file, "--out", tmp_path / "one.svg")[0] == 0
+    drawn = (tmp_path / "one.svg").read_text()
+    assert all(word in drawn for word in ("easy", "hard", "k = 1", "1 in flight", "2 in flight", "1 threads"))
+    other = tmp_path / "other.json"
+    other.write_bytes(file.read_bytes())
+    code, _, err = bench("plot", file, other, "--out", tmp_path / "two")
+    assert code == 2 and "give it alone" in err
 
 
 def test_a_damaged_record_is_one_sentence(bench: Run, tmp_path: Path) -> None:

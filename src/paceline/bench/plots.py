@@ -1,4 +1,4 @@
-"""A benchmark's rows as a picture that also reads in black and white: every series has its own colour and marker."""
+"""A benchmark's rows as a picture: speed-up, times and widths over the load, or speed-ups by source."""
 
 from __future__ import annotations
 
@@ -7,17 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paceline.bench.plot_sources import draw_sources
+from paceline.bench.plot_style import LOOK, SLOWER, arm_words, circumstances, room, style, whiskers
 from paceline.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which the colour-blind can tell apart; black is the baseline's.
-COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = "osD^vPX"
 SUFFIXES = (".png", ".svg")
-LOOK = {"svg.fonttype": "none", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 BUBBLE = 180.0  # area of a circle that stands for all verifications, in points squared
 
 
@@ -40,9 +38,9 @@ class Panel:
     one: bool = False  # a line at 1, where nothing is gained
 
 
-def draw(records: dict[str, dict[str, Any]], stem: Path) -> list[Path]:
-    """Writes `stem`.png and `stem`.svg of records by label. Raises `UserError` without matplotlib, and for records that
-    do not belong in one picture."""
+def draw(records: dict[str, dict[str, Any]], out: Path) -> list[Path]:
+    """Writes `out`.png and `out`.svg of records by label, or `out` alone where it has one of these endings. Raises
+    `UserError` without matplotlib, and for records that do not belong in one picture."""
     kinds = {record["kind"] for record in records.values()}
     if len(kinds) > 1 or not kinds <= PANELS.keys():
         raise UserError("A picture is of tables or of rates: give files of `bench table`, or files of `bench rate`.")
@@ -55,15 +53,20 @@ def draw(records: dict[str, dict[str, Any]], stem: Path) -> list[Path]:
     with matplotlib.rc_context(LOOK):
         figure = Figure(figsize=(8, 5.6), layout="constrained")
         try:
-            _fill(figure, list(all_series(records)), kind)
+            if any(record.get("by_source") for record in records.values()):
+                draw_sources(figure, _rows_by_source(records))
+            else:
+                _fill(figure, list(all_series(records)), kind)
+            words = dict.fromkeys(map(circumstances, records.values()))
+            figure.supxlabel("; ".join(words), fontsize=7.5, color="0.35")
         except (LookupError, TypeError, AttributeError) as error:
             raise UserError("A row of these files is not as `paceline bench` writes it; measure again.") from error
-        written = [stem.with_name(stem.name + suffix) for suffix in SUFFIXES]
+        written = [out] if out.suffix in SUFFIXES else [out.with_name(out.name + suffix) for suffix in SUFFIXES]
         try:
             for path in written:
                 figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
         except OSError as error:
-            raise UserError(f"{stem} cannot be written ({error.strerror}); choose another place.") from error
+            raise UserError(f"{out} cannot be written ({error.strerror}); choose another place.") from error
     return written
 
 
@@ -76,15 +79,22 @@ def all_series(records: dict[str, dict[str, Any]]) -> Iterator[Series]:
         for source in dict.fromkeys(row.get("source") for row in rows):
             mine = [row for row in rows if row.get("source") == source]
             for index, arm in enumerate(mine[0]["arms"]):
-                words = [arm, source, label if len(records) > 1 else None]
-                style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+                words = [arm_words(arm), source, label if len(records) > 1 else None]
                 loads = [row[key] for row in mine]
                 yield Series(
-                    ", ".join(filter(None, words)), not index, loads, [row["arms"][arm] for row in mine], style
+                    ", ".join(filter(None, words)), not index, loads, [row["arms"][arm] for row in mine], style(number)
                 )
                 number += 1
     if not number:
         raise UserError("There is no row to draw yet: let the benchmark finish a repeat.")
+
+
+def _rows_by_source(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Raises `UserError` for several records: a picture by source is full with one."""
+    if len(records) > 1:
+        raise UserError("A table by source fills a picture: give it alone.")
+    (record,) = records.values()
+    return [row for row in record["rows"] if row["repeats"]]
 
 
 def _fill(figure: Figure, series: Sequence[Series], kind: str) -> None:
@@ -93,7 +103,11 @@ def _fill(figure: Figure, series: Sequence[Series], kind: str) -> None:
         for one in series:
             panel.draw(axes, one)
         if panel.one:
-            axes.axhline(1.0, color="0.5", linewidth=0.8, zorder=0)
+            ratios = (arm["speedup"]["output"] for one in series for arm in one.arms)
+            low, high = room(ratio["median"] for ratio in ratios if ratio)
+            axes.axhspan(low, 1.0, color=SLOWER, zorder=0)
+            axes.axhline(1.0, color="0.5", linewidth=0.8, zorder=0.5)
+            axes.set_ylim(low, high)
         axes.set_title(panel.title, loc="left", fontsize=9)
         axes.set_xscale("log", base=2)
         ticks = sorted({load for one in series for load in one.loads})
@@ -131,10 +145,10 @@ def _speedup(axes: Axes, series: Series) -> None:
     """Of throughput: the whole run with its confidence intervals, dashed the steady state."""
     if series.base:
         return
-    known = [(x, r) for x, arm in zip(series.loads, series.arms, strict=True) if (r := arm["speedup"]["output"])]
-    for x, found in known:
-        if found["low"] is not None:
-            axes.plot([x, x], [found["low"], found["high"]], color=series.style["color"], linewidth=0.8)
+    known = [
+        (x, found) for x, arm in zip(series.loads, series.arms, strict=True) if (found := arm["speedup"]["output"])
+    ]
+    whiskers(axes, [x for x, _ in known], [found for _, found in known], series.style["color"])
     _line(axes, series, [(arm["speedup"]["output"] or {}).get("median") for arm in series.arms])
     steady = [(arm["speedup"]["steady"] or {}).get("median") for arm in series.arms]
     _line(axes, series, steady, linestyle="--", marker="", linewidth=0.8, label=f"{series.label}, steady state")

@@ -16,7 +16,9 @@ def bench_plot(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(help="The pictures without their endings.", show_default="as the first file", metavar="NAME"),
+        typer.Option(
+            help="NAME.png and NAME.svg; NAME alone where it ends so.", show_default="as the first file", metavar="NAME"
+        ),
     ] = None,
 ) -> None:
     """Draw speed-up, TPOT, throughput and chosen width against the load, as NAME.png and NAME.svg. Needs matplotlib."""

@@ -268,7 +268,9 @@ class MTPDrafter:
             track.drafts.append(token)
             track.goes_on = wanted and track.width > depth
         going = [i for i, track in enumerate(tracks) if track.goes_on]
-        return (tracks, states) if len(going) == len(tracks) else ([tracks[i] for i in going], states[going])
+        if len(going) == len(tracks) or not going:
+            return tracks if going else [], states
+        return [tracks[i] for i in going], states[going]
 
     def keep(self, d: int, parts: list[Part], outputs: Tensor) -> None:
         """What module d made of the last slots of blocks, beside the blocks."""

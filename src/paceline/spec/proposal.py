@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field
 
 import torch
@@ -32,12 +33,17 @@ class Proposal:
     @staticmethod
     def of_chains(chains: list[list[int]]) -> Proposal:
         """Chains on the host, each one's pending token first, to one padded proposal."""
-        width = max(map(len, chains), default=1)
-        tokens = torch.tensor([c + [0] * (width - len(c)) for c in chains], dtype=torch.int64).view(len(chains), width)
-        parents = torch.tensor(
-            [[j - 1 for j in range(len(c))] + [-2] * (width - len(c)) for c in chains], dtype=torch.int64
-        ).view(len(chains), width)
-        return Proposal(tokens, parents, [len(c) for c in chains])
+        if not chains:
+            return Proposal(*torch.empty(2, 0, 1, dtype=torch.int64).unbind(0), [])
+        counts = [len(chain) for chain in chains]
+        width = max(counts)
+        numbers = array("q")  # tokens, then parents: one tensor
+        for chain in chains:
+            numbers.extend(chain + [0] * (width - len(chain)))
+        for count in counts:
+            numbers.extend([*range(-1, count - 1), *[-2] * (width - count)])
+        tokens, parents = torch.frombuffer(numbers, dtype=torch.int64).view(2, len(chains), width).unbind(0)
+        return Proposal(tokens, parents, counts)
 
     def join(self, roots: list[int]) -> Proposal:
         """With one more request for each of these pending tokens, nothing drafted: a root alone."""

@@ -34,7 +34,8 @@ class Proposal:
     def of_chains(chains: list[list[int]]) -> Proposal:
         """Chains on the host, each one's pending token first, to one padded proposal."""
         if not chains:
-            return Proposal(*torch.empty(2, 0, 1, dtype=torch.int64).unbind(0), [])
+            nothing = torch.empty(0, 1, dtype=torch.int64)
+            return Proposal(nothing, nothing, [])
         counts = [len(chain) for chain in chains]
         width = max(counts)
         numbers = array("q")  # tokens, then parents: one tensor

@@ -22,6 +22,12 @@ TYPES = {
     503: "service_unavailable_error",
     504: "timeout_error",
 }
+# For what the framework refuses by itself.
+SENTENCES = {
+    400: "The body cannot be read; send one JSON object in UTF-8, nested less deeply.",
+    404: "There is nothing at this path; /docs lists the routes.",
+    405: "This path does not take that method; /docs lists the routes.",
+}
 RETRY_SECONDS = 1
 
 
@@ -77,7 +83,8 @@ async def _of_validation(request: Request, error: Exception) -> JSONResponse:
 
 async def _of_http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    return JSONResponse(error_body(error.status_code, str(error.detail)), error.status_code, error.headers)
+    sentence = SENTENCES.get(error.status_code, error.detail)
+    return JSONResponse(error_body(error.status_code, sentence), error.status_code, error.headers)
 
 
 async def _of_defect(request: Request, error: Exception) -> JSONResponse:

@@ -124,10 +124,10 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "integer scales": (scale_of(torch.ones(1, 2, dtype=torch.int32)), rf"Tensor {SCALE} has I32"),
     "a scale that is infinite": (scale_of(torch.tensor([[1.0, float("inf")]])), rf"Tensor {SCALE}.*not finite"),
     "a scale that is no number": (scale_of(torch.tensor([[1.0, float("nan")]])), rf"Tensor {SCALE}.*not finite"),
-    "truncated shard": (truncate, r"model-0000\d-of-000003\.safetensors is truncated"),
+    "truncated shard": (truncate, r"model-0000\d-of-000003\.safetensors is truncated.*tensor lm_head\.weight is cut"),
     "missing file": (
         lambda directory: edit_index(directory, lambda index: index.update({EXPERT: "model-9.safetensors"})),
-        r"model-9\.safetensors is missing",
+        rf"model-9\.safetensors is missing .* for tensor {EXPERT}",
     ),
     "file of a main tensor missing": (
         lambda directory: edit_index(directory, lambda index: index.update({"x": "model-9.safetensors"})),
@@ -139,7 +139,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "path traversal": (
         lambda directory: edit_index(directory, lambda index: index.update({EXPERT: "../x.safetensors"})),
-        "no .*safetensors file beside it",
+        rf"for tensor {EXPERT}, no .*safetensors file beside it",
     ),
     "absolute path": (
         lambda directory: edit_index(directory, lambda index: index.update({EXPERT: "/tmp/x.safetensors"})),

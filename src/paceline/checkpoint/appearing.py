@@ -48,7 +48,8 @@ def check_target(target: Path, overwrite: bool, proof: str) -> None:
         raise UserError(f"{target} exists and is no directory: name another output directory.")
     if any(target.iterdir()):
         if not overwrite:
-            raise UserError(f"{target} exists and is not empty: name another output directory, or allow overwriting.")
+            mend = "name another output directory, or overwrite it (--overwrite)"
+            raise UserError(f"{target} exists and is not empty: {mend}.")
         if not (target / proof).is_file():
             raise UserError(
                 f"{target} holds something else than a checkpoint to replace (it has no {proof}): "

@@ -133,11 +133,24 @@ def _read_index(directory: Path) -> dict[str, str]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{path} is not an index with a weight_map: {AGAIN}") from None
     for shard in shards:
-        if shard != Path(shard).name or "\\" in shard or not shard.endswith(".safetensors"):
-            raise UserError(f"{path} names {shard!r}, no *.safetensors file beside it: do not use it.")
-        if not (directory / shard).is_file():
-            raise UserError(f"{directory / shard} is missing though {INDEX} names it: {AGAIN}")
+        _check_shard(directory, shard, index)
     return index
+
+
+def _check_shard(directory: Path, shard: str, index: Mapping[str, str]) -> None:
+    """Raises UserError that names a tensor for a file that is elsewhere, nowhere, or of another kind."""
+    path = directory / INDEX
+    if shard != Path(shard).name or "\\" in shard or not shard.endswith(".safetensors"):
+        name = _first_in(shard, index)
+        raise UserError(f"{path} names {shard!r} for tensor {name}, no *.safetensors file beside it: do not use it.")
+    if not (directory / shard).is_file():
+        raise UserError(
+            f"{directory / shard} is missing though {INDEX} names it for tensor {_first_in(shard, index)}: {AGAIN}"
+        )
+
+
+def _first_in(shard: str, index: Mapping[str, str]) -> str:
+    return next(name for name, other in index.items() if other == shard)
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
@@ -165,9 +178,10 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         raise UserError(f"{file} has an unreadable header: {AGAIN}") from None
     if end != size - 8 - length:
+        cut = next((f", tensor {name} is cut" for name, info in tensors.items() if info.start + info.size > size), "")
         raise UserError(
-            f"{file} is truncated or damaged (its header promises {end} bytes of data, {size - 8 - length} are there): "
-            f"{AGAIN}"
+            f"{file} is truncated or damaged (its header promises {end} bytes of data, {size - 8 - length} are there"
+            f"{cut}): {AGAIN}"
         )
     return tensors
 

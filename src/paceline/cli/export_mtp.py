@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from paceline.cli.inspect import size
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -86,9 +88,9 @@ def plan_lines(plan: ExportPlan) -> list[str]:
 
 
 def summary(plan: ExportPlan) -> str:
-    """Example: 1 MTP module: 788 tensors, 26.927 GB, from 5 files, layout xllm, dtype bfloat16, shared keep"""
+    """Example: 1 MTP module: 788 tensors, 26.9 GB, from 5 files, layout xllm, dtype bfloat16, shared keep"""
     modules, files = plan.config.num_nextn_predict_layers, len({copy.info.file for copy in plan.copies})
-    tensors = f"{_count(modules, 'MTP module')}: {len(plan.copies)} tensors, {plan.total_size / 1e9:.3f} GB"
+    tensors = f"{_count(modules, 'MTP module')}: {len(plan.copies)} tensors, {size(plan.total_size)}"
     choices = f"layout {plan.layout}, dtype {plan.dtype}, shared {plan.shared}"
     return f"{tensors}, from {_count(files, 'file')}, {choices}"
 

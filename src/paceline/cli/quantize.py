@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from paceline.cli.inspect import size
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -46,7 +48,7 @@ def quantize(
     _write(plan, target, overwrite, console)
     before, after = plan.bytes_read, plan.bytes_written
     console.print(
-        f"wrote {after / 1e9:.3f} GB of {form.name} to {target}: {after / before:.2f} of {before / 1e9:.3f} GB",
+        f"wrote {size(after)} of {form.name} to {target}: {after / before:.2f} of {size(before)}",
         markup=False,
     )
 

@@ -55,7 +55,7 @@ class Drawn:
         keys, shared, values = draw(sum(needs) * BLOCK, sum(widths)).split(widths, dim=1)
         self.kept = Kept(
             keys.unflatten(1, (s.kv_heads, s.own)),
-            shared if s.rest else None,
+            shared,
             values.unflatten(1, (s.kv_heads, s.v_dim)),
         )
         self.q = 0.5 * draw(sum(COUNTS), s.heads, s.own + s.rest, seed=2)
@@ -76,7 +76,7 @@ class Drawn:
         count, length = COUNTS[r], CONTEXTS[r] + COUNTS[r]
         slots = torch.tensor([self.tables[r][p // BLOCK] * BLOCK + p % BLOCK for p in range(length)])
         keys, shared, values = self.kept
-        if shared is not None:
+        if self.sizes.rest:
             keys = torch.cat((keys, shared[:, None].expand(-1, keys.shape[1], -1)), dim=-1)
         sight = reference.Sight(count, length, CONTEXTS[r], self.firsts[r], self.q.device)
         q = self.q[sum(COUNTS[:r]) :][:count].float()
@@ -112,5 +112,5 @@ def test_it_equals_the_reference_and_a_row_is_its_own(
 
 @torch.inference_mode()
 def test_uneven_heads_take_another_way() -> None:
-    kept = Kept(draw(8, 2, 80), None, draw(8, 2, 80))
+    kept = Kept(draw(8, 2, 80), draw(8, 0), draw(8, 2, 80))
     assert not attends_heads(draw(3, 4, 80), kept)

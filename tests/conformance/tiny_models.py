@@ -55,6 +55,7 @@ CASES: dict[str, dict[str, Any]] = {
     "deepseek_v3": {},
     "deepseek_v3 plain queries, one group": dict(q_lora_rank=None, n_group=1, topk_group=1),
     "deepseek_v3 unnormalised, one shared": dict(norm_topk_prob=False, n_shared_experts=1, first_k_dense_replace=2),
+    "deepseek_v3 few heads": dict(kv_lora_rank=128, q_lora_rank=None),
     "deepseek_v3 yarn": dict(rope_parameters=_YARN | dict(mscale=1.0, mscale_all_dim=1.0, beta_fast=32, beta_slow=1)),
     "deepseek_v3 yarn, other mscale": dict(rope_parameters=_YARN | dict(mscale=1.0, mscale_all_dim=0.7)),
     "deepseek_v3 half rotation": dict(rope_interleave=False),

@@ -26,9 +26,11 @@ needs_bf16 = pytest.mark.skipif(
 )
 
 QWEN3_MOE = {"model_type": "qwen3_moe", "num_nextn_predict_layers": 0, "num_key_value_heads": 2, "head_dim": 32}
+FEW_HEADS = {"kv_lora_rank": 256}
 SHAPES: dict[str, dict[str, Any]] = {
     "small: heads and experts fused": {},
-    "attention in one call": {"qk_rope_head_dim": 32},
+    "few heads: attention in one call": FEW_HEADS | {"qk_rope_head_dim": 32},
+    "few heads of uneven size": FEW_HEADS,
     "query rank: heads apart": {"q_lora_rank": 48},
     "large experts: one by one": {"n_routed_experts": 32, "moe_intermediate_size": 192, "n_group": 1},
     "no shared expert": {"n_shared_experts": 0},
@@ -84,7 +86,7 @@ def test_packed_model_agrees_with_plain_and_with_itself(changes: dict[str, Any])
 def test_attention_in_one_call_is_for_whole_blocks() -> None:
     """So that the comparison above compares what it says."""
     for rope, found in ((8, False), (32, True)):
-        model = model_of({"qk_rope_head_dim": rope})
+        model = model_of(FEW_HEADS | {"qk_rope_head_dim": rope})
         model.pack()
         assert all((layer._half is not None) == found for layer in model.layers)
 

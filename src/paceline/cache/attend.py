@@ -40,22 +40,28 @@ class PagedAttend:
         pool, batch = self.pool, self.batch
         pool.write(layer, batch.slots, k, v)
         keys, values = pool.k[layer], pool.v[layer]
-        if pool.spec.latent and batch.tree is None and latent.attends_latent(q, pool.spec.v_dim):
+        kept = heads.Kept(keys, pool.shared[layer], values)
+        if batch.tree is None and pool.spec.latent and latent.attends_latent(q, pool.spec.v_dim):
             return latent.attend_latent(q, keys, self.tables, pool.spec.v_dim, pool.block_size, scale)
-        kept = heads.Kept(keys, None, values)
-        if not pool.spec.latent and batch.tree is None and heads.attends_heads(q, kept):
+        if batch.tree is None and not pool.spec.latent and heads.attends_heads(q, kept):
             return heads.attend_heads(q, kept, self.tables, pool.block_size, scale)
         outs = [
-            attend_rows(q[r.start : r.end], [keys[p] for p in r.pieces], [values[p] for p in r.pieces], r.sight, scale)
+            attend_rows(
+                q[r.start : r.end],
+                [pool.keys(layer, p) for p in r.pieces],
+                [values[p] for p in r.pieces],
+                r.sight,
+                scale,
+            )
             for r in self.reaches
         ]
         return outs[0] if len(outs) == 1 else torch.cat(outs)
 
     def paged(self, layer: int) -> mla.Paged | None:
         pool, batch = self.pool, self.batch
-        if not pool.spec.latent or batch.tree is not None:
+        if not pool.spec.shared or batch.tree is not None:
             return None
-        return mla.Paged(pool.k[layer], batch.slots, self.tables, pool.block_size)
+        return mla.Paged(pool.memory[layer], batch.slots, self.tables, pool.block_size)
 
     @cached_property
     def tables(self) -> latent.Tables:

@@ -13,36 +13,45 @@ SPARE_SLOTS = 64
 
 
 class Pool:
-    """k [layers][slots, Hkv, k_dim] and v [layers][slots, Hkv, v_dim] (latent caches keep k only;
-    v is its first part). Raises `UserError` when there is not that much memory."""
+    """memory [layers][slots, numbers of a token], and views of it: k [layers][slots, Hkv, k_dim] (without what heads
+    share), shared [layers][slots, spec.shared], v [layers][slots, Hkv, v_dim] (of latents the first part of k). Raises
+    `UserError` when there is not that much memory."""
 
     def __init__(
         self, spec: CacheSpec, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device | str = "cpu"
     ) -> None:
         self.spec, self.num_blocks, self.block_size = spec, num_blocks, block_size
-        slots = num_blocks * block_size + SPARE_SLOTS
-        shape = (spec.num_layers, slots, spec.num_kv_heads)
+        slots, heads, own = num_blocks * block_size + SPARE_SLOTS, spec.num_kv_heads, spec.k_dim - spec.shared
+        widths = (heads * own, spec.shared, 0 if spec.latent else heads * spec.v_dim)
         try:
             # Zeros, not empty: unwritten slots are masked, but 0 * NaN would still be NaN.
-            self.k = list(torch.zeros(*shape, spec.k_dim, dtype=dtype, device=device).unbind(0))
-            if spec.latent:
-                self.v = [k[..., : spec.v_dim] for k in self.k]
-            else:
-                self.v = list(torch.zeros(*shape, spec.v_dim, dtype=dtype, device=device).unbind(0))
+            memory = torch.zeros(spec.num_layers, slots, sum(widths), dtype=dtype, device=device)
         except RuntimeError:  # all that torch says of too little memory
             raise UserError(
                 f"There is no memory for {num_blocks} KV blocks of {block_size}; lower num_blocks."
             ) from None
+        k, shared, v = memory.split(widths, dim=-1)
+        self.memory, self.shared = list(memory.unbind(0)), list(shared.unbind(0))
+        self.k = list(k.unflatten(-1, (heads, own)).unbind(0))
+        self.v = [x[..., : spec.v_dim] for x in self.k] if spec.latent else list(v.unflatten(-1, (heads, -1)).unbind(0))
 
     def write(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
         """slots [T] int64; k [T, Hkv, k_dim]; v [T, Hkv, v_dim] (not kept when latent: k holds it)."""
-        self.k[layer].index_copy_(0, slots, k)
+        own = self.k[layer].shape[-1]
+        self.k[layer].index_copy_(0, slots, k[..., :own])
+        if self.spec.shared:
+            self.shared[layer].index_copy_(0, slots, k[:, 0, own:])
         if not self.spec.latent:
             self.v[layer].index_copy_(0, slots, v)
 
+    def keys(self, layer: int, slots: slice | Tensor) -> Tensor:
+        """Whole keys [n, Hkv, k_dim] of some slots."""
+        own: Tensor = self.k[layer][slots]
+        if not self.spec.shared:
+            return own
+        return torch.cat((own, self.shared[layer][slots][:, None].expand(-1, own.shape[1], -1)), dim=-1)
+
     def move(self, source: Tensor, target: Tensor) -> None:
         """Copies slots [n] to slots [n] in every layer, as if at once (an accepted tree path becomes a chain)."""
-        for k, v in zip(self.k, self.v, strict=True):
-            k[target] = k[source]
-            if not self.spec.latent:
-                v[target] = v[source]
+        for memory in self.memory:
+            memory[target] = memory[source]

@@ -14,6 +14,7 @@ from paceline.kernels.cpu import (
     attend_rows,
     best_of,
     gated,
+    gumbel,
     norm_pairs,
     quantised_linear,
     rms_norm,
@@ -23,7 +24,7 @@ from paceline.kernels.cpu import (
     rowwise,
 )
 from paceline.kernels.linear import pack_weight, packed_linear
-from paceline.kernels.reference import Sight, best_token, rotate
+from paceline.kernels.reference import Sight, best_token, rotate, token_hashes
 
 AttendRows = Callable[[Tensor, list[Tensor], list[Tensor], Sight, float], Tensor]
 
@@ -35,6 +36,7 @@ __all__ = [
     "best_of",
     "best_token",
     "gated",
+    "gumbel",
     "heads",
     "latent",
     "mla",
@@ -49,4 +51,5 @@ __all__ = [
     "route",
     "router_scores",
     "rowwise",
+    "token_hashes",
 ]

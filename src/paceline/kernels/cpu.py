@@ -72,6 +72,12 @@ def best_of(scores: Tensor) -> tuple[Tensor, Tensor]:
     return native.best_of(scores.contiguous()) if native.serves(scores) else reference.best_of(scores)
 
 
+def gumbel(keys: Tensor, hashes: Tensor) -> Tensor:
+    """As `reference.gumbel`."""
+    here = keys.is_cpu and native.library() is not None
+    return native.gumbel(keys, hashes) if here else reference.gumbel(keys, hashes)
+
+
 def rotate_and_norm(made: Tensor, cos: Tensor, sin: Tensor, weight: Tensor, eps: float) -> None:
     """As `reference.rotate_and_norm`; made contiguous."""
     serves = native.serves(made, weight) and cos.shape[-1] <= native.MAX_HALF_ROPE

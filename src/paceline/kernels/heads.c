@@ -6,7 +6,8 @@
 
 enum {
     PLACES = LANES, /* at a time */
-    QUERIES = 4,    /* at most that are mixed together */
+    QUERIES = 4,    /* of a head, at most, that are mixed together */
+    TOGETHER = 4,   /* key heads at most whose numbers of a place are read one after the other, as they lie */
     AHEAD = 16      /* places between what is fetched and what is used */
 };
 
@@ -14,7 +15,7 @@ typedef struct {
     const bf16 *q, *keys, *shared, *values;
     bf16 *out;
     const int64_t *starts, *context, *first, *tables, *blocks;
-    long requests, heads, kv_heads, own, rest, v_dim, k_stride, v_stride, block_size, longest;
+    long requests, heads, kv_heads, q_stride, own, rest, v_dim, k_stride, v_stride, block_size, longest;
     float scale;
 } Pass;
 
@@ -25,7 +26,7 @@ typedef struct {
 /* q . key of sixteen places: a key is the head's own numbers, and the rest that all heads share. whole, more: how many
  * vectors of each there are, where that is known when this is compiled. */
 INLINE lanes scores_of(const Pass *m, const bf16 *q, const bf16 *keys, const int64_t *places, const int whole,
-                       const int more, const int fetch) {
+                       const int more) {
     const long own = whole < 0 ? m->own : whole * STEP, rest = more < 0 ? m->rest : more * STEP;
     lanes sums[LANES];
     UNROLL for (int p = 0; p < PLACES; p++) {
@@ -33,20 +34,31 @@ INLINE lanes scores_of(const Pass *m, const bf16 *q, const bf16 *keys, const int
         sums[p] = (lanes){0};
         UNROLL for (long i = 0; i < own; i += STEP) sums[p] = product(sums[p], load(q + i), load(key + i));
         UNROLL for (long i = 0; i < rest; i += STEP) sums[p] = product(sums[p], load(q + own + i), load(shared + i));
-        if (fetch) {
-            UNROLL for (long i = 0; i < own; i += STEP) __builtin_prefetch(keys + places[AHEAD + p] + i);
-            UNROLL for (long i = 0; i < rest; i += STEP) __builtin_prefetch(m->shared + places[AHEAD + p] + i);
-        }
     }
     return folded(sums);
 }
 
-static void all_scores(const Pass *m, long count, const bf16 *const *q, const bf16 *keys, const int64_t *places,
-                       long length, float *scores, long room, const int whole, const int more) {
-    for (long p = 0; p < length; p += PLACES) {
-        put(scores + p, scores_of(m, q[0], keys, places + p, whole, more, 1));
-        for (long i = 1; i < count; i++) put(scores + i * room + p, scores_of(m, q[i], keys, places + p, whole, more, 0));
+/* What a head will need of the places AHEAD, and of those that all heads share the first head. */
+INLINE void fetch(const Pass *m, long head, const Places *at, long p, int first) {
+    for (long end = p + PLACES; p < end; p++) {
+        const bf16 *key = m->keys + at->keys[p + AHEAD], *value = m->values + at->values[p + AHEAD] + head * m->v_dim;
+        for (long i = 0; i < m->own; i += STEP) __builtin_prefetch(key + head * m->own + i);
+        for (long i = 0; first && i < m->rest; i += STEP) __builtin_prefetch(m->shared + at->keys[p + AHEAD] + i);
+        for (long i = 0; i < m->v_dim; i += STEP) __builtin_prefetch(value + i, 0, 2);
     }
+}
+
+/* scores: `room` floats for each of QUERIES queries of each head. */
+INLINE void all_scores(const Pass *m, long count, const bf16 *const *q, long head, long heads, const Places *at,
+                       long length, float *scores, long room, const int whole, const int more, int fresh) {
+    const long k_dim = m->own + m->rest, group = m->heads / m->kv_heads;
+    for (long p = 0; p < length; p += PLACES)
+        for (long h = 0; h < heads; h++) {
+            if (fresh) fetch(m, head + h, at, p, h == 0);
+            for (long i = 0; i < count; i++)
+                put(scores + (h * QUERIES + i) * room + p, scores_of(m, q[i] + h * group * k_dim, m->keys + (head + h) * m->own,
+                                                                     at->keys + p, whole, more));
+        }
 }
 
 /* In place, scores [length] to weights in bf16, of which the first `seen` count. Returns 1 / their sum. */
@@ -105,30 +117,35 @@ INLINE void mix(const int queries, const int columns, const bf16 *values, const 
     }
 }
 
-/* `count` queries of one key head; the first `seen[i]` of the places are what query i sees. */
-static void attend_queries(const Pass *m, long count, const bf16 *const *q, bf16 **out, const long *seen, long head,
-                           const Places *at, float *weights) {
+/* `count` queries of each of some key heads from `head` on, q and out those of the first; the first `seen[i]` of the
+ * places are what query i sees. fresh: nobody has read these places yet. */
+static void attend_queries(const Pass *m, long count, const bf16 *const *q, bf16 *const *out, const long *seen, long head,
+                           long heads, const Places *at, float *weights, int fresh) {
     long length = (seen[count - 1] + PLACES - 1) / PLACES * PLACES, room = m->longest + PLACES;
-    const bf16 *keys = m->keys + head * m->own, *values = m->values + head * m->v_dim;
-    float shares[QUERIES];
     if (m->own == 2 * STEP && m->rest == 2 * STEP)
-        all_scores(m, count, q, keys, at->keys, length, weights, room, 2, 2);
+        all_scores(m, count, q, head, heads, at, length, weights, room, 2, 2, fresh);
     else if (m->own == 4 * STEP && m->rest == 0)
-        all_scores(m, count, q, keys, at->keys, length, weights, room, 4, 0);
+        all_scores(m, count, q, head, heads, at, length, weights, room, 4, 0, fresh);
     else
-        all_scores(m, count, q, keys, at->keys, length, weights, room, -1, -1);
-    for (long i = 0; i < count; i++) shares[i] = softmax(weights + i * room, seen[i], length, m->scale);
-    for (long c = 0; c < m->v_dim; c += 2 * STEP) {
-        int columns = c + STEP < m->v_dim ? 2 : 1;
-#define MIX(n, columns)                                                                                      \
-    case 2 * n + columns - 1:                                                                                \
-        mix(n, columns, values + c, at->values, weights, room, length, shares, out); \
-        break;
-        switch (2 * count + columns - 1) {
-            MIX(1, 1) MIX(1, 2) MIX(2, 1) MIX(2, 2) MIX(3, 1) MIX(3, 2) MIX(4, 1) MIX(4, 2)
+        all_scores(m, count, q, head, heads, at, length, weights, room, -1, -1, fresh);
+    for (long h = 0; h < heads; h++, weights += QUERIES * room) {
+        const bf16 *values = m->values + (head + h) * m->v_dim;
+        float shares[QUERIES];
+        bf16 *to[QUERIES];
+        for (long i = 0; i < count; i++) {
+            shares[i] = softmax(weights + i * room, seen[i], length, m->scale);
+            to[i] = out[i] + h * (m->heads / m->kv_heads) * m->v_dim;
         }
+        for (long c = 0; c < m->v_dim; c += 2 * STEP) {
+            int columns = c + STEP < m->v_dim ? 2 : 1;
+#define MIX(n, columns) \
+    case 2 * n + columns - 1: mix(n, columns, values + c, at->values, weights, room, length, shares, to); break;
+            switch (2 * count + columns - 1) {
+                MIX(1, 1) MIX(1, 2) MIX(2, 1) MIX(2, 2) MIX(3, 1) MIX(3, 2) MIX(4, 1) MIX(4, 2)
+            }
 #undef MIX
-        for (long i = 0; i < count; i++) out[i] += 2 * STEP;
+            for (long i = 0; i < count; i++) to[i] += 2 * STEP;
+        }
     }
 }
 
@@ -144,9 +161,10 @@ static void find_places(const Pass *m, long request, long begin, long end, const
     for (int i = 0; i < AHEAD + PLACES; i++) at->keys[n + i] = at->keys[n - 1], at->values[n + i] = at->values[n - 1];
 }
 
-/* The queries of one key head of the rows row .. row + rows - 1 of a request; below `first` there is one, which sees
- * itself. */
-static void attend_rows(const Pass *m, long request, long row, long rows, long head, const Places *at, float *weights) {
+/* The queries of some key heads of the rows row .. row + rows - 1 of a request; below `first` there is one row, which
+ * sees itself. */
+static void attend_rows(const Pass *m, long request, long row, long rows, long head, long heads, const Places *at,
+                        float *weights) {
     long end = m->context[request] + row + 1, first = m->first[request], begin = first < end ? first : end - 1;
     long start = m->starts[request] + row, group = m->heads / m->kv_heads, k_dim = m->own + m->rest;
     find_places(m, request, begin, end + rows - 1, at);
@@ -155,17 +173,17 @@ static void attend_rows(const Pass *m, long request, long row, long rows, long h
         bf16 *out[QUERIES];
         long seen[QUERIES];
         for (count = 0; count < QUERIES && i + count < rows * group; count++) {
-            long r = (i + count) / group, query = (start + r) * m->heads + head * group + (i + count) % group;
-            q[count] = m->q + query * k_dim;
-            out[count] = m->out + query * m->v_dim;
+            long r = (i + count) / group, query = head * group + (i + count) % group;
+            q[count] = m->q + (start + r) * m->q_stride + query * k_dim;
+            out[count] = m->out + ((start + r) * m->heads + query) * m->v_dim;
             seen[count] = end + r - begin;
         }
-        attend_queries(m, count, q, out, seen, head, at, weights);
+        attend_queries(m, count, q, out, seen, head, heads, at, weights, i == 0);
     }
 }
 
-/* Tiles of at most `tile` rows and one key head, as they come: `next` is the number of the next that nobody took. */
-static void attend_tiles(const Pass *m, long *next, long tile, float *scratch) {
+/* Tiles of at most `tile` rows and `together` key heads, as they come: `next` is the number of the next that nobody took. */
+static void attend_tiles(const Pass *m, long *next, long tile, long together, float *scratch) {
     const long most = m->longest + AHEAD + PLACES;
     const Places at = {(int64_t *)scratch, (int64_t *)scratch + most};
     long number = 0, mine = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED);
@@ -174,34 +192,37 @@ static void attend_tiles(const Pass *m, long *next, long tile, float *scratch) {
         for (long row = 0; row < end; row += rows) {
             rows = tile < end - row ? tile : end - row;
             if (m->first[r] > m->context[r] + row) rows = 1;
-            for (long head = 0; head < m->kv_heads; head++, number++) {
+            for (long head = 0, heads; head < m->kv_heads; head += heads, number++) {
+                heads = together < m->kv_heads - head ? together : m->kv_heads - head;
                 if (number != mine) continue;
-                attend_rows(m, r, row, rows, head, &at, scratch + 4 * most);
+                attend_rows(m, r, row, rows, head, heads, &at, scratch + 4 * most);
                 mine = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED);
             }
         }
     }
 }
 
-/* q [rows, heads, own + rest]. A slot has keys [kv_heads, own] and what they share [rest], `k_stride` numbers on from the
+/* q [rows, heads, own + rest], rows `q_stride` apart. A slot has keys [kv_heads, own] and what they share [rest], `k_stride` numbers on from the
  * slot before, and values [kv_heads, v_dim], `v_stride` on; own, rest and v_dim are multiples of 32. out [rows, heads,
  * v_dim]. Query head h reads key head h / (heads / kv_heads); scale is above 0. numbers: starts [requests + 1], context,
  * first, tables [requests] and blocks, one behind the other. Request r owns the rows starts[r] .. starts[r + 1], which
  * lie at the places from context[r] on; place p is in slot blocks[tables[r] + p / block_size] * block_size + p %
  * block_size. A row sees the places first[r] .. its own (itself at least); `longest`: the most that any may see. tile:
- * rows of a request that are read for together. scratch: for each thread 4 * (longest + 32) + 4 * (longest + 16) floats. */
+ * rows of a request that are read for together. scratch: for each thread 4 * (longest + 32) + 16 * (longest + 16) floats. */
 void attend_heads(const bf16 *q, const bf16 *keys, const bf16 *shared, const bf16 *values, bf16 *out,
-                  const int64_t *numbers, float *scratch, long requests, long heads, long kv_heads, long own, long rest,
-                  long v_dim, long k_stride, long v_stride, long block_size, long longest, float scale, long tile,
-                  int threads) {
+                  const int64_t *numbers, float *scratch, long requests, long heads, long kv_heads, long q_stride,
+                  long own, long rest, long v_dim, long k_stride, long v_stride, long block_size, long longest,
+                  float scale, long tile, int threads) {
     const int64_t *context = numbers + requests + 1, *first = context + requests, *tables = first + requests;
-    const Pass pass = {q,        keys, shared, values, out,      numbers,  context,    first,   tables, tables + requests, requests, heads,
-                       kv_heads, own,  rest,   v_dim,  k_stride, v_stride, block_size, longest, scale};
-    long room = 4 * (longest + AHEAD + PLACES) + QUERIES * (longest + PLACES), next = 0;
+    const Pass pass = {q,        keys,     shared, values, out,      numbers,  context,    first,   tables, tables + requests,
+                       requests, heads,    kv_heads, q_stride, own, rest, v_dim, k_stride, v_stride, block_size,
+                       longest,  scale};
+    long room = 4 * (longest + AHEAD + PLACES) + TOGETHER * QUERIES * (longest + PLACES), next = 0;
+    long together = numbers[requests] < threads ? 1 : TOGETHER; /* one row is shared out by heads */
     if (threads == 1) { /* a team of one would cost a microsecond */
-        attend_tiles(&pass, &next, tile, scratch);
+        attend_tiles(&pass, &next, tile, together, scratch);
         return;
     }
 #pragma omp parallel for num_threads(threads)
-    for (int t = 0; t < threads; t++) attend_tiles(&pass, &next, tile, scratch + t * room);
+    for (int t = 0; t < threads; t++) attend_tiles(&pass, &next, tile, together, scratch + t * room);
 }

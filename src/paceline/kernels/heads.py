@@ -16,10 +16,10 @@ STEP, PLACES, FETCHED = 32, 16, 32  # numbers in a vector, places in one, slots 
 
 class Kept(NamedTuple):
     """What a layer keeps, all views of slots that lie a stride apart: keys [slots, Hkv, own], the rest of every head's
-    key [slots, rest] where heads share it (or None), values [slots, Hkv, v_dim]."""
+    key [slots, rest], which heads share (or 0 numbers), values [slots, Hkv, v_dim]."""
 
     keys: Tensor
-    shared: Tensor | None
+    shared: Tensor
     values: Tensor
 
 
@@ -27,7 +27,6 @@ def attend_heads(q: Tensor, kept: Kept, tables: Tables, block_size: int, scale: 
     """Attention of all requests: q [T, H, own + rest] to [T, H, v_dim]. Row by row what `reference.attend_rows` says
     for a chain, on as many threads as torch has."""
     (rows, heads, _), (_, kv_heads, own), v_dim = q.shape, kept.keys.shape, kept.values.shape[2]
-    rest = 0 if kept.shared is None else kept.shared.shape[1]
     q, out = q.contiguous(), torch.empty(rows, heads, v_dim, dtype=q.dtype)
     threads, tile, scratch = shared_work(tables, rows, heads)
     pointers = (
@@ -41,8 +40,8 @@ def attend_heads(q: Tensor, kept: Kept, tables: Tables, block_size: int, scale: 
     )
     strides = (kept.keys.stride(0), kept.values.stride(0))
     native.call(
-        "attend_heads", *(x.data_ptr() for x in pointers), len(tables.context), heads, kv_heads, own, rest, v_dim,
-        *strides, block_size, tables.longest, scale, tile, threads,
+        "attend_heads", *(x.data_ptr() for x in pointers), len(tables.context), heads, kv_heads, q.stride(0), own,
+        kept.shared.shape[1], v_dim, *strides, block_size, tables.longest, scale, tile, threads,
     )  # fmt: skip
     return out
 
@@ -50,7 +49,7 @@ def attend_heads(q: Tensor, kept: Kept, tables: Tables, block_size: int, scale: 
 def shared_work(tables: Tables, rows: int, heads: int) -> tuple[int, int, Tensor]:
     """Threads, rows in a tile, which share what they read, but leave work for every thread, and scratch for each."""
     threads = torch.get_num_threads() if tables.work * heads >= 4 * SHARED_AT_LEAST else 1
-    size = 4 * (tables.longest + FETCHED) + 4 * (tables.longest + PLACES)
+    size = 4 * (tables.longest + FETCHED) + 16 * (tables.longest + PLACES)
     return threads, MOST_ROWS, torch.empty(threads, size, dtype=torch.float32)
 
 

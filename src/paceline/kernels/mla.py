@@ -1,4 +1,4 @@
-"""The attention half of a decoder layer with latent attention, over a paged cache, in one call of `mla.c`."""
+"""The attention half of a decoder layer with latent attention and few heads, in one call of `mla.c`."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from paceline.kernels import latent, native
+from paceline.kernels import heads, latent, native
 from paceline.kernels.linear import BLOCK, pack_weight
 
 
 class Paged(NamedTuple):
-    """Where a pass keeps its latents: keys [slots of the pool, 1, rank + rope]; slots [T]: its own rows'."""
+    """Where a pass keeps what it makes: memory [slots of the pool, heads * (nope + v) + rope], keys, then their shared
+    part, then values; slots [T]: its own rows'."""
 
-    keys: Tensor
+    memory: Tensor
     slots: Tensor
     tables: latent.Tables
     block_size: int
@@ -39,20 +40,17 @@ class Shape:
     @property
     def room(self) -> int:
         """Numbers that mla.c needs for a row."""
-        key = self.rank + self.rope
-        of_heads = self.nope + self.rope + key + 2 * self.rank + self.v + max(self.nope, self.v)
-        return 2 * self.hidden + 2 * key + self.heads * of_heads
+        return 2 * self.hidden + self.heads * (2 * self.nope + self.rope + 2 * self.v) + 2 * self.rank + self.rope
 
 
 class Weights(NamedTuple):
     """norm, next_norm [hidden]: before attention, and after the sum; latent_norm [rank]. w_in: q_proj's rows, then
-    those of kv_a_proj_with_mqa; w_uk [heads, nope, rank] and w_uv [heads, v, rank]: kv_b_proj; w_out: o_proj."""
+    those of kv_a_proj_with_mqa; w_kv: kv_b_proj's that make keys, then those that make values; w_out: o_proj."""
 
     norm: Tensor
     w_in: Tensor
     latent_norm: Tensor
-    w_uk: Tensor
-    w_uv: Tensor
+    w_kv: Tensor
     w_out: Tensor
     next_norm: Tensor
 
@@ -76,15 +74,15 @@ class HalfLayer:
         self._where, self._room = ctypes.addressof(self._layer), shape.room
 
     def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, paged: Paged) -> tuple[Tensor, Tensor]:
-        """x [T, hidden], cos and sin [T, 1, rope / 2] contiguous to two [T, hidden]; writes the rows' latents to their
-        slots. A row has the same bits among any others."""
+        """x [T, hidden], cos and sin [T, 1, rope / 2] contiguous to two [T, hidden]; writes the rows' keys and values
+        to their slots. A row has the same bits among any others."""
         (rows, hidden), tables = x.shape, paged.tables
         total, normed = torch.empty(2, rows, hidden, dtype=x.dtype).unbind(0)
-        threads, tile, scratch = latent.shared_work(tables, rows, self.shape.heads)
+        threads, tile, scratch = heads.shared_work(tables, rows, self.shape.heads)
         room = torch.empty(rows * self._room, dtype=x.dtype)
         native.call(
             "mla", self._where, x.data_ptr(), total.data_ptr(), normed.data_ptr(), cos.data_ptr(), sin.data_ptr(),
-            paged.keys.data_ptr(), paged.slots.data_ptr(), tables.numbers.data_ptr(), scratch.data_ptr(),
+            paged.memory.data_ptr(), paged.slots.data_ptr(), tables.numbers.data_ptr(), scratch.data_ptr(),
             room.data_ptr(), rows, len(tables.context), paged.block_size, tables.longest, tile, threads,
             torch.get_num_threads(),
         )  # fmt: skip
@@ -95,13 +93,10 @@ def pack(shape: Shape, weights: Weights) -> HalfLayer | None:
     """None where the call is not for these sizes, or not for this machine: only bf16 on a CPU that multiplies it."""
     s, w = shape, weights
     here = hasattr(native.library(), "mla") and all(x.is_cpu and x.dtype == torch.bfloat16 for x in w)
-    whole = s.rank % 64 == (s.rank + s.rope) % BLOCK == s.v % BLOCK == s.nope % 2 == len(w.w_in) % BLOCK == 0
-    if not here or not whole or s.hidden % BLOCK or s.heads % 4 or s.heads > latent.MOST_HEADS:
+    whole = all(size % BLOCK == 0 for size in (s.nope, s.rope, s.v, s.rank, s.hidden))
+    if not here or not whole or s.rope > 2 * native.MAX_HALF_ROPE:
         return None
-    if s.rope > 2 * native.MAX_HALF_ROPE:
-        return None
-    w_uk, w_uv = torch.stack([_packed(x.t()) for x in w.w_uk]), torch.stack([_packed(x) for x in w.w_uv])
-    return HalfLayer(shape, w._replace(w_in=_packed(w.w_in), w_uk=w_uk, w_uv=w_uv, w_out=_packed(w.w_out)))
+    return HalfLayer(shape, w._replace(w_in=_packed(w.w_in), w_kv=_packed(w.w_kv), w_out=_packed(w.w_out)))
 
 
 def _packed(weight: Tensor) -> Tensor:

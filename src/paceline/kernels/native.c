@@ -2,7 +2,7 @@
  * one to three microseconds; a decode step of a small model is little else. Every function treats a row by itself, so
  * a row has the same bits among any others, on any number of threads. No state, no allocation. Compiled by native.py;
  * reference.py says what each means. */
-#include "bf16.h"
+#include "native.h"
 #include "quick_exp.h"
 
 /* Rows are shared out where `threads` is above 1. */
@@ -59,15 +59,7 @@ void rotate_and_norm(bf16 *made, const float *all_cos, const float *all_sin, con
     EACH_ROW {
         const float *cos = all_cos + r * half, *sin = all_sin + r * half;
         bf16 *latent = made + (r * heads + heads - 1) * (rank + rope);
-        float a[256], b[256];
-        for (long h = 0; h < heads; h++) {
-            bf16 *x = made + (r * heads + h) * (rank + rope) + rank;
-            for (long i = 0; i < half; i++) a[i] = up(x[2 * i]), b[i] = up(x[2 * i + 1]);
-            for (long i = 0; i < half; i++) {
-                x[i] = down(a[i] * cos[i] - b[i] * sin[i]);
-                x[half + i] = down(b[i] * cos[i] + a[i] * sin[i]);
-            }
-        }
+        for (long h = 0; h < heads; h++) rotate_pairs(made + (r * heads + h) * (rank + rope) + rank, cos, sin, half);
         float scale = scale_of(latent, rank, eps);
 #pragma omp simd
         for (long i = 0; i < rank; i++) latent[i] = down(up(latent[i]) * scale * up(weight[i]));

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-_FILES = ("native.c", "latent.c", "heads.c", "linear.c", "moe.c", "mla.c", "int8.c")
+_FILES = ("native.c", "latent.c", "heads.c", "linear.c", "moe.c", "mla.c", "noise.c", "int8.c")
 SOURCES = tuple(Path(__file__).with_name(name) for name in _FILES)
 HEADERS = tuple(Path(__file__).with_name(name) for name in ("bf16.h", "quick_exp.h", "tile.h", "lanes.h", "native.h"))
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-fPIC")
@@ -29,13 +29,14 @@ _LONG, _POINTER, _FLOAT = ctypes.c_long, ctypes.c_void_p, ctypes.c_float
 _SIGNATURES = {
     "rms_norm": [_POINTER] * 3 + [_LONG] * 3 + [_FLOAT, ctypes.c_int],
     "norm_pairs": [_POINTER] * 6 + [_LONG] * 2 + [ctypes.c_int, _FLOAT],
+    "gumbel": [_POINTER] * 3 + [_LONG] * 2,
     "best_of": [_POINTER] * 3 + [_LONG] * 2,
     "rotate_and_norm": [_POINTER] * 4 + [_LONG] * 4 + [_FLOAT, ctypes.c_int],
     "causal_softmax": [_POINTER] + [_LONG] * 5,
     "route": [_POINTER] * 4 + [_LONG] * 4 + [ctypes.c_int, _FLOAT, ctypes.c_int],
     "gated": [_POINTER] * 3 + [_LONG] * 4 + [ctypes.c_int],
     "attend_latent": [_POINTER] * 9 + [_LONG] * 7 + [_FLOAT, _LONG, ctypes.c_int],
-    "attend_heads": [_POINTER] * 7 + [_LONG] * 10 + [_FLOAT, _LONG, ctypes.c_int],
+    "attend_heads": [_POINTER] * 7 + [_LONG] * 11 + [_FLOAT, _LONG, ctypes.c_int],
     "bf16_linear": [_POINTER] * 4 + [_LONG] * 3 + [ctypes.c_int],
     "gated_experts": [_POINTER] * 8 + [_LONG] * 5 + [ctypes.c_int],
     "mla": [_POINTER] * 11 + [_LONG] * 5 + [ctypes.c_int] * 2,
@@ -129,6 +130,13 @@ def best_of(scores: Tensor) -> tuple[Tensor, Tensor]:
     best, rated = torch.empty(rows, dtype=torch.int64), torch.empty(rows, dtype=torch.float32)
     call("best_of", scores.data_ptr(), best.data_ptr(), rated.data_ptr(), rows, n)
     return best, rated
+
+
+def gumbel(keys: Tensor, hashes: Tensor) -> Tensor:
+    """As `reference.gumbel`, all contiguous."""
+    made = torch.empty(len(keys), len(hashes), dtype=torch.float32)
+    call("gumbel", keys.data_ptr(), hashes.data_ptr(), made.data_ptr(), *made.shape)
+    return made
 
 
 def rotate_and_norm(made: Tensor, cos: Tensor, sin: Tensor, weight: Tensor, eps: float) -> None:

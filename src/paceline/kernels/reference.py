@@ -11,6 +11,11 @@ from torch import Tensor
 
 from paceline.formats import FP8, format_of, quantise_activations
 
+# lowbias32's multipliers, as the signed integers that int32 tensors hold
+_MULTIPLIERS = (0x21F0AAAD, 0xD35A2D97 - 2**32)
+# 31 random bits b become -(b * scale + 2**-32): between -1 and 0 also after rounding, and finest where it matters: at 0
+_SCALE = (1 - 2**-24) * 2**-31
+
 
 @dataclass(frozen=True)
 class Sight:
@@ -151,3 +156,30 @@ def activations_too(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | Non
     powers: x's scales are powers of two."""
     y = F.linear(FP8.dequantise(*quantise_activations(x, powers)), FP8.dequantise(weight, scale)).to(x.dtype)
     return y if bias is None else y + bias
+
+
+def gumbel(keys: Tensor, hashes: Tensor) -> Tensor:
+    """keys [R] int64, hashes of the token ids [V] int32 to standard Gumbel noise [R, V] float32."""
+    first, second = keys.view(torch.int32).view(-1, 2, 1).unbind(1)
+    bits = hashes ^ first
+    bits.mul_(_MULTIPLIERS[0])
+    _fold(bits, 15)
+    bits.bitwise_xor_(second).mul_(_MULTIPLIERS[1])
+    bits.bitwise_xor_(bits >> 15)  # the arithmetic shift folds the sign away: 31 bits, never negative
+    # -log(-log(1 - v)) for v = bits + 1/2, scaled to (0, 1)
+    return bits.to(torch.float32).mul_(-_SCALE).sub_(2**-32).log1p_().neg_().log_().neg_()
+
+
+def token_hashes(vocab_size: int, device: torch.device) -> Tensor:
+    """A well-mixed int32 for each token id, [vocab_size]: lowbias32 of the id + 1."""
+    ids = torch.arange(1, vocab_size + 1, dtype=torch.int32, device=device)
+    for shift, multiplier in zip((16, 15), _MULTIPLIERS, strict=True):
+        _fold(ids, shift)
+        ids.mul_(multiplier)
+    _fold(ids, 15)
+    return ids
+
+
+def _fold(bits: Tensor, shift: int) -> None:
+    """bits ^= bits >>> shift, in place; the mask makes the arithmetic shift of int32 a logical one."""
+    bits.bitwise_xor_((bits >> shift).bitwise_and_((1 << (32 - shift)) - 1))

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from paceline.kernels import mla, pack_weight, packed_linear, rotate_and_norm
+from paceline.kernels import mla, native, pack_weight, packed_linear, rotate_and_norm
 from paceline.layers.basic import Linear, RMSNorm
 from paceline.layers.rope import Rope
 
@@ -19,26 +19,29 @@ FUSED_AT_MOST = 1 << 21  # numbers in a fused weight
 class CacheSpec:
     """What one token leaves behind in each layer: k [num_kv_heads, k_dim] and v [num_kv_heads, v_dim].
 
-    latent: v is the first v_dim numbers of k (MLA), so that only k is kept."""
+    latent: v is the first v_dim numbers of k (MLA), so that only k is kept. shared: so many numbers at the end of a key
+    are the same in all heads, and kept once."""
 
     num_layers: int
     num_kv_heads: int
     k_dim: int
     v_dim: int
     latent: bool = False
+    shared: int = 0
 
     @property
     def numbers_per_token(self) -> int:
         """What one token leaves behind in all layers."""
-        return self.num_layers * self.num_kv_heads * (self.k_dim if self.latent else self.k_dim + self.v_dim)
+        of_a_head = self.k_dim - self.shared + (0 if self.latent else self.v_dim)
+        return self.num_layers * (self.num_kv_heads * of_a_head + self.shared)
 
 
 class Attend(Protocol):
     """Keeps this pass's keys and values and attends over all that a row may see.
 
     q [T, Hq, Dk], k [T, Hkv, Dk], v [T, Hkv, Dv] to [T, Hq, Dv]; Hq is a multiple of Hkv. `absorbed`: MLA should hand
-    over latents (serving: the cache stays small) rather than expanded heads (training: fewer operations). `paged`: where
-    the pass keeps latents, for code that writes and reads them itself; None where that is not to be."""
+    over latents (serving: the cache stays small) rather than expanded heads (training: fewer operations). `paged`:
+    where the pass keeps what it makes, for code that writes and reads it itself; None where that is not to be."""
 
     absorbed: bool
 
@@ -58,6 +61,17 @@ class MLASizes:
     v: int
     eps: float
 
+    @property
+    def few_heads(self) -> bool:
+        """Whether all heads' keys and values are no more numbers than the latent that they are made of: then they are
+        kept instead, for attention over them is fewer operations. Where nothing is compiled more heads cost more."""
+        return self.num_heads * (self.nope + self.v) <= self.kv_lora_rank and native.library() is not None
+
+    def cache(self, num_layers: int) -> CacheSpec:
+        if self.few_heads:
+            return CacheSpec(num_layers, self.num_heads, self.nope + self.rope, self.v, shared=self.rope)
+        return CacheSpec(num_layers, 1, self.kv_lora_rank + self.rope, self.kv_lora_rank, latent=True)
+
 
 class MLA(nn.Module):
     """Multi-head latent attention (DeepSeek-V2, section 2.1). Keys and values of all heads are linear in one latent c:
@@ -69,6 +83,7 @@ class MLA(nn.Module):
         super().__init__()
         s = self.sizes = sizes
         self.rope, self.scale = rope, scale
+        self.few_heads = s.few_heads
         q_width = s.num_heads * (s.nope + s.rope)
         if s.q_lora_rank is None:
             self.q_proj = Linear(s.hidden_size, q_width)
@@ -93,7 +108,7 @@ class MLA(nn.Module):
         c = self.kv_a_layernorm(c)
         q_rope = self.rope.rotate(q_rope, cos, sin)
         k_rope = self.rope.rotate(k_rope[:, None], cos, sin)
-        heads = self.absorbed if attend.absorbed else self.expanded
+        heads = self.absorbed if attend.absorbed and not self.few_heads else self.expanded
         return self.o_proj(heads(layer, q_nope, q_rope, c, k_rope, attend))  # type: ignore[no-any-return]
 
     def query(self, x: Tensor) -> Tensor:
@@ -130,26 +145,32 @@ class MLA(nn.Module):
         mixed = attend(layer, made[:, :-1], made[:, -1:], made[:, -1:, : s.kv_lora_rank], 1.0)
         return packed_linear(mixed.flatten(1), w_out)
 
+    @property
+    def plain(self) -> bool:
+        """Whether the weights are numbers, not codes, and the queries one product."""
+        linear = (getattr(self, name, None) for name in ("q_proj", "kv_a_proj_with_mqa", "o_proj"))
+        return self.rope.interleaved and all(isinstance(part, Linear) for part in linear)
+
     def pack(self) -> None:
         """Multiplies W_uk into the query projection and W_uv into the output, where that is small: on the CPU a product
         of few rows costs its call, not its size. Decided by the sizes alone, so that every pass takes the same way."""
         s = self.sizes
         fused_size = (s.num_heads + 1) * (s.kv_lora_rank + s.rope) * s.hidden_size
-        plain = s.q_lora_rank is None and isinstance(self.q_proj, Linear)  # quantised weights stay as they are
-        if plain and self.rope.interleaved and fused_size <= FUSED_AT_MOST:
+        if self.plain and not self.few_heads and fused_size <= FUSED_AT_MOST:
             w_in, w_out = (pack_weight(w) for w in self.fused_weights())
             self._fused = (w_in, w_out) if w_in is not None and w_out is not None else None
 
     def with_norms(self, norm: RMSNorm, next_norm: RMSNorm) -> mla.HalfLayer | None:
-        """norm, this, the sum and the norm behind it in one call: for a packed layer, where `fused` would be too."""
-        if self._fused is None or norm.eps != next_norm.eps:
-            return None
+        """norm, this, the sum and the norm behind it in one call, where heads are few."""
         s, latent_norm = self.sizes, self.kv_a_layernorm
+        if not self.few_heads or not self.plain or norm.eps != next_norm.eps:
+            return None
         shape = mla.Shape(
             s.hidden_size, s.num_heads, s.nope, s.rope, s.kv_lora_rank, s.v, norm.eps, latent_norm.eps, self.scale
         )
         w_in = torch.cat((self.q_proj.weight, self.kv_a_proj_with_mqa.weight))
-        weights = (norm.weight, w_in, latent_norm.weight, *self.up_projections(), self.o_proj.weight, next_norm.weight)
+        w_kv = torch.cat([w.flatten(0, 1) for w in self.up_projections()])
+        weights = (norm.weight, w_in, latent_norm.weight, w_kv, self.o_proj.weight, next_norm.weight)
         return mla.pack(shape, mla.Weights(*weights))
 
     def fused_weights(self) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from paceline.config import ModelConfig
-from paceline.layers.attention import MLA, CacheSpec, MLASizes
+from paceline.layers.attention import MLA, MLASizes
 from paceline.layers.rope import Rope, rope_parameters, yarn_mscale
 from paceline.models import experts
 from paceline.models.decoder import DecoderLayer, DecoderModel
@@ -21,11 +21,6 @@ def check(config: ModelConfig) -> None:
     need_whole(config, "num_attention_heads", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
     need_values(config, {"attention_bias": False, "partial_rotary_factor": 1.0})
     experts.check(config)
-
-
-def cache_spec(raw: Any, num_layers: int) -> CacheSpec:
-    rank = raw["kv_lora_rank"]
-    return CacheSpec(num_layers, 1, rank + raw["qk_rope_head_dim"], rank, latent=True)
 
 
 def make_rope(raw: Any) -> Rope:
@@ -42,9 +37,9 @@ def attention_scale(raw: Any) -> float:
     return float(scale)
 
 
-def decoder_layer(config: ModelConfig, index: int, rope: Rope) -> DecoderLayer:
+def mla_sizes(config: ModelConfig) -> MLASizes:
     raw = config.raw
-    sizes = MLASizes(
+    return MLASizes(
         hidden_size=config.hidden_size,
         num_heads=raw["num_attention_heads"],
         q_lora_rank=raw.get("q_lora_rank"),
@@ -54,7 +49,10 @@ def decoder_layer(config: ModelConfig, index: int, rope: Rope) -> DecoderLayer:
         v=raw["v_head_dim"],
         eps=1e-6,  # the public model leaves the inner norms at their default, whatever rms_norm_eps says
     )
-    attention = MLA(sizes, rope, attention_scale(raw))
+
+
+def decoder_layer(config: ModelConfig, index: int, rope: Rope) -> DecoderLayer:
+    attention = MLA(mla_sizes(config), rope, attention_scale(config.raw))
     return DecoderLayer(attention, experts.mlp(config, index), config.hidden_size, norm_eps(config))
 
 
@@ -65,11 +63,11 @@ def decoder_model(config: ModelConfig) -> DecoderModel:
     def layer(index: int) -> DecoderLayer:
         return decoder_layer(config, index, rope)
 
-    return DecoderModel(config, cache_spec(config.raw, config.num_hidden_layers), rope, norm_eps(config), layer)
+    return DecoderModel(config, mla_sizes(config).cache(config.num_hidden_layers), rope, norm_eps(config), layer)
 
 
 def mtp_modules(config: ModelConfig, target: DecoderModel, num_modules: int, shares: bool = True) -> MTP:
     """`num_modules` MTP modules on the target. shares: as `MTPDepth`."""
     blocks = [decoder_layer(config, config.num_hidden_layers + d, target.rope) for d in range(num_modules)]
     depths = [MTPDepth(d, block, target, shares=shares) for d, block in enumerate(blocks)]
-    return MTP(depths, cache_spec(config.raw, num_modules), config.num_hidden_layers)
+    return MTP(depths, mla_sizes(config).cache(num_modules), config.num_hidden_layers)

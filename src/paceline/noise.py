@@ -16,12 +16,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from paceline.kernels import gumbel, token_hashes
+
 _MASK64 = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15
-# lowbias32's multipliers, as the signed integers that int32 tensors hold
-_MULTIPLIERS = (0x21F0AAAD, 0xD35A2D97 - 2**32)
-# 31 random bits b become -(b * scale + 2**-32): between -1 and 0 also after rounding, and finest where it matters: at 0
-_SCALE = (1 - 2**-24) * 2**-31
 
 
 class Noise:
@@ -39,24 +37,12 @@ class Noise:
         device = device or torch.device("cpu")
         # 2**63 is taken off because tensors hold signed integers; it flips one bit of a random key
         keys = torch.tensor([place_key(*place) - 2**63 for place in places], dtype=torch.int64, device=device)
-        first, second = keys.view(torch.int32).view(-1, 2, 1).unbind(1)
-        bits = self._token_hashes(vocab_size, device) ^ first
-        bits.mul_(_MULTIPLIERS[0])
-        _fold(bits, 15)
-        bits.bitwise_xor_(second).mul_(_MULTIPLIERS[1])
-        bits.bitwise_xor_(bits >> 15)  # the arithmetic shift folds the sign away: 31 bits, never negative
-        # -log(-log(1 - v)) for v = bits + 1/2, scaled to (0, 1)
-        return bits.to(torch.float32).mul_(-_SCALE).sub_(2**-32).log1p_().neg_().log_().neg_()
+        return gumbel(keys, self._token_hashes(vocab_size, device))
 
     def _token_hashes(self, vocab_size: int, device: torch.device) -> Tensor:
         """A well-mixed int32 for each token id, [vocab_size]."""
         if self._hashes.device != device or len(self._hashes) < vocab_size:
-            ids = torch.arange(1, vocab_size + 1, dtype=torch.int32, device=device)
-            for shift, multiplier in zip((16, 15), _MULTIPLIERS, strict=True):
-                _fold(ids, shift)
-                ids.mul_(multiplier)
-            _fold(ids, 15)
-            self._hashes = ids
+            self._hashes = token_hashes(vocab_size, device)
         return self._hashes[:vocab_size]
 
 
@@ -70,8 +56,3 @@ def _splitmix64(x: int) -> int:
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK64
     return x ^ (x >> 31)
-
-
-def _fold(bits: Tensor, shift: int) -> None:
-    """bits ^= bits >>> shift, in place; the mask makes the arithmetic shift of int32 a logical one."""
-    bits.bitwise_xor_((bits >> shift).bitwise_and_((1 << (32 - shift)) - 1))

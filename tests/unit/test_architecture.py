@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2] / "src" / "paceline"
 FLOORS = [
     {"ground"},
     {"kernels"},
+    {"noise"},
     {"sampling"},
     {"layers"},
     {"models"},

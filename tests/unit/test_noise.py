@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from paceline.kernels import native
 from paceline.noise import Noise, place_key
 
 MASK = 2**32 - 1
@@ -38,7 +39,14 @@ def threads(request: pytest.FixtureRequest):
     torch.set_num_threads(before)
 
 
-def test_noise_equals_its_definition_in_exact_integers() -> None:
+@pytest.fixture(params=["as it comes", "plain torch"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled, where there is a compiler; or not."""
+    if request.param == "plain torch":
+        monkeypatch.setattr(native, "library", lambda: None)
+
+
+def test_noise_equals_its_definition_in_exact_integers(way: None) -> None:
     places = [(0, 0), (7, 3), (2**63 - 1, 10**6), (123456789, 1)]
     got = Noise().gumbel(places, 300)
     expected = torch.tensor([[gumbel(*place, token) for token in range(300)] for place in places])
@@ -60,7 +68,7 @@ def _reference(state: int) -> int:
     return z ^ (z >> 31)
 
 
-def test_a_value_depends_on_nothing_but_its_place(threads: None) -> None:
+def test_a_value_depends_on_nothing_but_its_place(threads: None, way: None) -> None:
     """Same bits alone or among others, at any row, for any vocabulary, from a fresh generator or a used one."""
     places = [(seed, position) for seed in (0, 5, 2**40) for position in (0, 1, 977)]
     used = Noise()

@@ -5,14 +5,20 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from configparser import ConfigParser
 from pathlib import Path
 
 from metric_pages import busy_page
 from prometheus_client.parser import text_string_to_metric_families
+from typer.main import get_command
 
-DEPLOY = Path(__file__).parents[2] / "deploy"
-DEPLOY = Path(__file__).parents[2] / "deploy"
+from paceline.cli.main import app as cli
+from paceline.serve.app import router
+from paceline.serve.settings import ServerSettings
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
 
 
 def exported() -> dict[str, set[str]]:
@@ -43,6 +49,52 @@ def test_widths_are_counted() -> None:
 def test_the_service_starts_the_server() -> None:
     unit = ConfigParser(strict=False, interpolation=None)
     unit.read(DEPLOY / "paceline.service")
-    assert unit["Service"]["ExecStart"].split()[1:] == ["serve"] and unit["Service"]["KillMode"] == "mixed"
-    container = (DEPLOY / "Containerfile").read_text(encoding="utf-8")
-    assert '"paceline", "serve"' in container and "USER paceline" in container
+    program, *words = unit["Service"]["ExecStart"].split()
+    assert program.endswith("/paceline") and words[0] == "serve" and unit["Service"]["KillMode"] == "mixed"
+    assert {word for word in words if word.startswith("--")} <= flags()
+
+
+def flags() -> set[str]:
+    """Of `paceline serve`."""
+    return {flag for each in get_command(cli).commands["serve"].params for flag in each.opts}  # type: ignore[attr-defined]
+
+
+def instructions() -> dict[str, list[str]]:
+    """Of the container file: each with what follows it, every time it is there."""
+    text = (DEPLOY / "Containerfile").read_text(encoding="utf-8").replace("\\\n", " ")
+    found: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        word, _, rest = line.partition(" ")
+        if word.isupper():
+            found.setdefault(word, []).append(rest.strip())
+    return found
+
+
+def test_the_image_is_built_of_what_there_is() -> None:
+    copied = [source for line in instructions()["COPY"] for source in line.split()[:-1]]
+    assert not [source for source in copied if not (ROOT / source).exists()]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    built_from = {"pyproject.toml", "src", project["readme"], *project["license-files"]}
+    assert built_from <= set(copied)
+    (extras,) = re.findall(r"\.\[(\w+)\]", " ".join(instructions()["RUN"]))
+    assert extras in project["optional-dependencies"]
+    _, low, high = re.split(r">=|,<", project["requires-python"])
+    (version,) = re.findall(r"python:(\d\.\d+)", instructions()["FROM"][0])
+    assert tuple(map(int, low.split("."))) <= tuple(map(int, version.split("."))) < tuple(map(int, high.split(".")))
+
+
+def test_the_image_starts_a_server_that_others_reach() -> None:
+    found = instructions()
+    (entry,) = (json.loads(line) for line in found["ENTRYPOINT"])
+    assert entry[:2] == ["paceline", "serve"] and "0.0.0.0" in entry
+    assert {word for word in entry if word.startswith("--")} <= flags()
+    assert found["EXPOSE"] == [str(ServerSettings.port)] and found["STOPSIGNAL"] == ["SIGTERM"]
+    (path,) = re.findall(rf"127\.0\.0\.1:{ServerSettings.port}(/\w+)", found["HEALTHCHECK"][0])
+    assert path in {route.path for route in router.routes}  # type: ignore[attr-defined]
+    assert found["USER"] == ["paceline"] and "useradd --create-home paceline" in found["RUN"]
+
+
+def test_the_documents_build_that_image() -> None:
+    page = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    named = re.findall(r"deploy/[\w./-]*\w", page)
+    assert "deploy/Containerfile" in named and not [name for name in named if not (ROOT / name).exists()]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from servers import Served, serving, until
 
-api = pytest.importorskip("playwright.sync_api", reason="the Python package playwright is not installed")
+api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[browser]'")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [
     pytest.mark.browser,

@@ -13,7 +13,7 @@ from typing import Any
 from paceline.bench.traces import Trace, Traces
 from paceline.request import Request, SamplingParams
 from paceline.spec.adaptive import AdaptiveWidth
-from paceline.spec.allocate import Group, allocate
+from paceline.spec.allocate import Group, best_sets
 from paceline.spec.cost import Costs
 from paceline.spec.width import FixedWidth, StepFacts, WidthPolicy
 
@@ -38,7 +38,7 @@ class Running:
 class Oracle:
     """A policy that knows what will be accepted: it drafts and verifies only that, and of that what pays best."""
 
-    adaptive = True
+    adaptive, asks = True, False
 
     def __init__(self, costs: Costs, most: int) -> None:
         self.costs, self.most = costs, most
@@ -49,7 +49,9 @@ class Oracle:
         passes = self.costs.passes(len(ready), 0, context, len(ready) * self.most)
         drafts = [self.costs.drafts(depth, len(ready)) for depth in range(self.most)]
         groups = [Group([1.0] * one.trace.accepted[one.place], 1) for one in self.running]
-        return [sum(taken) for taken in allocate(groups, passes, drafts, float(len(ready))).taken]
+        sets = best_sets(groups, passes, drafts, float(len(ready)))
+        best = max(range(len(sets.rows)), key=lambda i: sets.tokens[i] / sets.seconds[i])
+        return [sum(taken) for taken in sets.taken(best, groups)]
 
     def deeper(self, depth: int, requests: list[Request], confidences: list[float]) -> list[bool]:
         return [True] * len(requests)
@@ -107,7 +109,7 @@ class Replay:
         room = [len(one.trace.confidences[one.place]) for one in running]
         widths = [min(pair) for pair in zip(policy.widths(ready), room, strict=True)]
         drafted, drafting = self._draft(widths)
-        verified = policy.cut(ready, drafted) if policy.adaptive and max(widths) > 1 else drafted
+        verified = policy.cut(ready, drafted) if policy.asks else drafted
         accepted = [min(v, one.trace.accepted[one.place]) for v, one in zip(verified, running, strict=True)]
         context, extra = sum(request.cached for request in ready), sum(verified)
         seconds = self.costs.passes(len(ready), extra, context, 0)[0]
@@ -131,7 +133,7 @@ class Replay:
             depth += 1
             for r in going:
                 drafted[r] = depth
-            if self.policy.adaptive and max(widths) > 1:
+            if self.policy.asks:
                 ready = [self.running[r].request for r in going]
                 rows = (self.running[r] for r in going)
                 confidences = [one.trace.confidences[one.place][depth - 1] for one in rows]

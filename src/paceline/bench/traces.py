@@ -81,7 +81,7 @@ class Place:
 class Recorder:
     """A width policy that drafts all it can and verifies none of it, and a drafter that remembers what was drafted."""
 
-    adaptive = True
+    adaptive = asks = True
 
     def __init__(self, drafter: Drafter, most: int) -> None:
         self.drafter, self.most = drafter, most
@@ -143,10 +143,11 @@ def record(
 
 
 def _trace(prompt_tokens: int, tokens: list[int], places: list[Place], drawn: bool) -> Trace:
-    """Places at the end, whose drafts reach beyond the text, are left out: nobody knows what they were worth."""
+    """Places at the end are left out: nobody knows what drafts beyond the text were worth, and of a single draft
+    nobody asks how sure it is."""
     accepted, confidences = [], []
     for place in places:
-        if place.drafts and place.length + len(place.drafts) <= len(tokens):
+        if len(place.drafts) == len(place.confidences) > 0 and place.length + len(place.drafts) <= len(tokens):
             right = 0
             while right < len(place.drafts) and place.drafts[right] == tokens[place.length + right]:
                 right += 1

@@ -133,11 +133,12 @@ class Engine:
         lap("verify")
         verified = offered(plan, proposal)
         outputs = self.scheduler.commit(plan, verified, verdict)
-        policy.learn(plan, batch, verified, verdict)
         self._count(batch, outputs)
         lap("commit")
         self.drafter.observe(seen(plan, batch, hidden, verdict))
         lap("draft")
+        policy.learn(plan, batch, verified, verdict)
+        lap("commit")
         return outputs
 
     def _count(self, batch: ForwardBatch, outputs: list[StepOutput]) -> None:

@@ -10,26 +10,30 @@ from __future__ import annotations
 import random
 from itertools import accumulate, count, pairwise
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from paceline.drafters.base import Deeper, Drafter, Seen
 from paceline.engine.engine import Engine
 from paceline.engine.stats import EngineStats
 from paceline.request import Request, SamplingParams
 from paceline.spec.cost import CostTable, curve
-from paceline.spec.proposal import Proposal
+from paceline.spec.proposal import Proposal, Verdict
 from paceline.spec.width import StepFacts
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 320, 512, 768, 1024)
-STEPS, ROUNDS, PROMPT, LONG = 3, 3, 12, 512  # timed steps a point in each round; tokens of prompts
+WIDTHS = (0, 1, 2, 3, 4, 6, 8)  # drafts for each request; large batches never gain by the deeper ones
+STEPS, ROUNDS, LONG = 3, 3, 512  # timed steps a point in each round; tokens of a long context
+PROMPT, SHORT = 64, 12  # tokens of prompts: as requests have on the average, or next to none where reading takes long
+ACCEPTED = 0.8  # how likely a draft is taken as right: drafters read what was accepted
 SECONDS = 6.0  # after so long the larger batches stay as they are estimated
 
 
 class Script:
     """A width policy that spreads `extra` drafts over the batch, and remembers what the step told."""
 
-    adaptive = True
+    adaptive, asks = True, False
 
     def __init__(self, most: int) -> None:
         self.most, self.extra = most, 0
@@ -77,13 +81,20 @@ class Filling:
         self._drafter.forget(row)
 
 
+class Point(NamedTuple):
+    """A step: seconds without drafting, and of drafting; tokens of context, summed over the requests."""
+
+    seconds: float
+    drafting: float
+    context: int
+
+
 class Measuring:
     """Runs an engine that nobody uses yet; `table` leaves it as it was."""
 
     def __init__(self, engine: Engine, most: int, max_num_seqs: int) -> None:
         self.engine, self.script, self.max_num_seqs = engine, Script(most), max_num_seqs
-        self._random, self._ids = random.Random(0), count()
-        self._drafting: dict[int, dict[int, list[float]]] = {depth: {} for depth in range(most)}
+        self._random, self._ids, self._verify, self._prompt = random.Random(0), count(), engine.verify, PROMPT
 
     def table(self, seconds: float = SECONDS) -> CostTable:
         """The measured costs. Takes about so many seconds at most, one batch size more at worst."""
@@ -91,30 +102,25 @@ class Measuring:
         policy, drafter, allocator = engine.policy.policy, engine.drafter, engine.scheduler.allocator
         caching, canary = allocator.prefix_caching, engine.canary.suspects
         engine.policy.policy, engine.drafter = self.script, Filling(drafter, engine.limits.vocab_size)
-        allocator.prefix_caching, engine.canary.suspects = False, None
+        allocator.prefix_caching, engine.canary.suspects, engine.verify = False, None, self._verdict
         try:
             return self._measure(perf_counter() + seconds)
         finally:
             self._clear()
             engine.step()  # the drafter forgets the last rows
-            engine.policy.policy, engine.drafter, engine.stats = (
-                policy,
-                drafter,
-                EngineStats(policy=engine.policy.as_dict),
-            )
-            engine.policy.seconds = 0.0
+            engine.policy.policy, engine.drafter, engine.verify = policy, drafter, self._verify
+            engine.stats, engine.policy.seconds = EngineStats(policy=engine.policy.as_dict), 0.0
             allocator.prefix_caching, engine.canary.suspects = caching, canary
 
     def _measure(self, until: float) -> CostTable:
-        self._fill(1, PROMPT)
+        self._fill(1, SHORT)
         for _ in range(STEPS):  # the first steps load code and memory
             self._point(1, self.script.most)
-        self._drafting = {depth: {} for depth in self._drafting}
-        points = self._rounds(until)
-        curves = {batch: rising(sorted(found.items())) for batch, found in sorted(points.items()) if 0 in found}
-        curves = curves or {1: [(0, 1.0)]}  # no room for a step to measure: only ratios matter, and there are none
-        middle = min(4, max(curves))
-        per_context = self._context(middle, curves[middle][0][1]) if middle in points else 0.0
+        self._choose_prompts()
+        points = {batch: found for batch, found in sorted(self._rounds(until).items()) if 0 in found}
+        points = points or {1: {0: Point(1.0, 0.0, 0)}}  # no room for a step to measure: only ratios matter
+        each, further = self._contexts(min(4, max(points)))
+        curves = {batch: rising(_at_no_context(batch, found, each, further)) for batch, found in points.items()}
         batches = sorted(curves)
         for fewer, more in list(pairwise(batches))[::-1]:
             curves[fewer] = below(curves[fewer], curves[more])
@@ -122,89 +128,116 @@ class Measuring:
             batches,
             [[extra for extra, _ in curves[batch]] for batch in batches],
             [[spent for _, spent in curves[batch]] for batch in batches],
-            per_context,
-            [self._points(depth) for depth in self._drafting],
+            each,
+            [_drafting(points, depth) for depth in range(self.script.most)],
+            further,
         )
 
-    def _rounds(self, until: float) -> dict[int, dict[int, float]]:
-        """Batch -> further rows -> the least seconds of all rounds. A slow moment of the machine spoils one round."""
-        found: dict[int, dict[int, float]] = {}
+    def _choose_prompts(self) -> None:
+        """Short ones, if reading longer ones for the largest batch took much of the time."""
+        self._clear()
+        begin = perf_counter()
+        self._fill(1, PROMPT)
+        if (perf_counter() - begin) * self.max_num_seqs > SECONDS / 8:
+            self._prompt = SHORT
+
+    def _rounds(self, until: float) -> dict[int, dict[int, Point]]:
+        """Batch -> further rows -> the quickest of all rounds. A slow moment of the machine spoils one round."""
+        found: dict[int, dict[int, Point]] = {}
         for number in range(ROUNDS):
             for batch in self._batches():
                 if perf_counter() > until and (number or found):
                     return found
                 for extra in self._extras(batch):
-                    if spent := self._point(batch, extra):
-                        best = found.setdefault(batch, {})
-                        best[extra] = min(spent, best.get(extra, spent))
+                    point = self._point(batch, extra)
+                    if point is None:  # more has no room either
+                        break
+                    best = found.setdefault(batch, {})
+                    old = best.get(extra, point)
+                    best[extra] = min(point, old)._replace(drafting=min(point.drafting, old.drafting))
         return found
 
     def _batches(self) -> list[int]:
         """The smallest, the largest, then those between."""
-        inner = [batch for batch in BATCHES if 1 < batch < self.max_num_seqs]
+        inner = [batch for batch in BATCHES[::-1] if 1 < batch < self.max_num_seqs]
         return list(dict.fromkeys((1, self.max_num_seqs, *inner)))
 
     def _extras(self, batch: int) -> list[int]:
-        most = min(batch * self.script.most, max(4 * self.script.most, 3 * batch))  # more never pays in large batches
-        return sorted({0, most, *(rows - batch for rows in ROWS if 0 < rows - batch < most)})
+        """Those that a policy chooses from (`spec/referee`): few, and so many for each request."""
+        widest = self.script.most if batch <= 4 else min(4 if batch <= 16 else 3, self.script.most)
+        return sorted({batch // 4, *(batch * min(k, widest) for k in WIDTHS)})
 
-    def _point(self, batch: int, extra: int) -> float:
-        """Seconds of a step without drafting; 0 where the engine has no room for so much."""
-        self.script.extra, times = extra, []
+    def _point(self, batch: int, extra: int) -> Point | None:
+        """The quickest of some steps; None where the engine has no room for so much."""
+        self.script.extra, found = extra, []
         for _ in range(STEPS + 1):
             facts = self._step(batch)
             if facts is None or facts.rows != batch + extra:
-                return 0.0
-            times.append(facts.seconds)
-            self._note_drafting(facts)
-        return min(times[1:])
+                return None
+            found.append(Point(facts.seconds, sum(facts.drafting), facts.context))
+        return min(found[1:])._replace(drafting=min(point.drafting for point in found[1:]))
 
     def _step(self, batch: int) -> StepFacts | None:
         """One step of just so many decoding requests."""
-        if not self._fill(batch, PROMPT):
+        if not self._fill(batch, self._prompt):
             return None
         self.engine.step()
         return self.script.facts
 
-    def _note_drafting(self, facts: StepFacts) -> None:
-        for depth in self._drafting:
-            n = sum(width > depth for width in self.script.given)
-            if n and depth < len(facts.drafting):
-                self._drafting[depth].setdefault(n, []).append(facts.drafting[depth])
-
-    def _points(self, depth: int) -> list[tuple[int, float]]:
-        """A depth without a pass of its own costs next to nothing: all was drafted at once."""
-        points = sorted((n, max(1e-7, min(times))) for n, times in self._drafting[depth].items())
-        return rising(points) or [(1, 1e-7)]
-
-    def _context(self, batch: int, short: float) -> float:
-        """Seconds for each token of context of each request; `short`: those of a step at next to none."""
+    def _contexts(self, batch: int) -> tuple[float, float]:
+        """Seconds for each token of context of each request, and for each that a further row of it reads."""
         scheduler = self.engine.scheduler
         room = min(scheduler.max_model_len, scheduler.allocator.num_blocks * scheduler.allocator.block_size // batch)
-        length = min(LONG, room - 2 * (STEPS + 1) - 1)
+        length = min(LONG, room // 2)
+        near, far = (self._at_context(batch, prompt) for prompt in (SHORT, length))
+        if length < 4 * SHORT or near is None or far is None:
+            return 0.0, 0.0
+        span = far[0].context - near[0].context
+        slopes = [(there.seconds - here.seconds) / span for here, there in zip(near, far, strict=True)]
+        return max(0.0, slopes[0]), max(0.0, slopes[1] - slopes[0])
+
+    def _at_context(self, batch: int, length: int) -> list[Point] | None:
+        """Steps without drafts, and with one for each request, after prompts of that length."""
         self._clear()
-        long = self._point(batch, 0) if length >= 4 * PROMPT and self._fill(batch, length) else short
+        prompt, self._prompt = self._prompt, length
+        found = [[self._point(batch, extra) for extra in (0, batch)] for _ in range(ROUNDS)]
+        self._prompt = prompt
         self._clear()
-        return max(0.0, long - short) / (batch * max(length, 1))
+        points = [[point for point in column if point] for column in zip(*found, strict=True)]
+        return [min(column) for column in points] if all(points) else None
+
+    def _verdict(self, proposal: Proposal, logits: Tensor, requests: list[Request]) -> Verdict:
+        """As it would be if drafts were right as often as they are on real text."""
+        found = self._verify(proposal, logits, requests)
+        if not proposal.chain:
+            return found
+        paths, emitted = [], []
+        for row, nodes, own in zip(proposal.tokens.tolist(), proposal.counts, found.emitted, strict=True):
+            right = 0
+            while right < nodes - 1 and self._random.random() < ACCEPTED:
+                right += 1
+            paths.append(list(range(right + 1)))
+            emitted.append([*row[1 : right + 1], own[-1]])
+        return Verdict(paths, emitted)
 
     def _fill(self, batch: int, length: int) -> bool:
         """Brings the engine to just so many decoding requests; False when it cannot hold them."""
         scheduler = self.engine.scheduler
         while len(scheduler.running) > batch:
             self.engine.abort(scheduler.running[-1].id)
-        for _ in range(64):
+        for _ in range(4 + 2 * batch * length // scheduler.max_num_batched_tokens):
             ready = sum(request.lag == 1 for request in scheduler.running)
             if ready == batch and not scheduler.waiting:
                 return True
             for _ in range(batch - len(scheduler.running) - len(scheduler.waiting)):
                 params = SamplingParams(ignore_eos=True, max_tokens=1 << 20)
-                self.engine.add_request(f"measuring {next(self._ids)}", self._prompt(length), params)
+                self.engine.add_request(f"measuring {next(self._ids)}", self._text(length), params)
             extra, self.script.extra = self.script.extra, 0
             self.engine.step()
             self.script.extra = extra
         return False
 
-    def _prompt(self, length: int) -> list[int]:
+    def _text(self, length: int) -> list[int]:
         length = min(length, self.engine.limits.max_model_len - 1)
         return [self._random.randrange(self.engine.limits.vocab_size) for _ in range(length)]
 
@@ -212,6 +245,27 @@ class Measuring:
         scheduler = self.engine.scheduler
         for request in [*scheduler.running, *scheduler.waiting]:
             self.engine.abort(request.id)
+
+
+def _at_no_context(batch: int, points: dict[int, Point], each: float, further: float) -> list[tuple[int, float]]:
+    """Further rows and seconds, without what the context took; at least half of what was measured."""
+    return [
+        (extra, max(point.seconds / 2, point.seconds - (each + further * extra / batch) * point.context))
+        for extra, point in sorted(points.items())
+    ]
+
+
+def _drafting(points: dict[int, dict[int, Point]], depth: int) -> list[tuple[int, float]]:
+    """Requests, and seconds of their draft number `depth` + 1: what drafting takes longer than with one draft less.
+    Where everything is drafted at once, next to nothing."""
+    found = []
+    for batch, mine in points.items():
+        each = [(extra // batch, point.drafting) for extra, point in sorted(mine.items()) if extra % batch == 0]
+        knots, totals = zip(*rising(each), strict=True)
+        if depth < knots[-1]:
+            less, more = curve(knots, totals, depth, depth + 1)
+            found.append((batch, max(1e-7, more - less)))
+    return rising(found) or [(1, 1e-7)]
 
 
 def rising(points: list[tuple[int, float]]) -> list[tuple[int, float]]:

@@ -19,14 +19,14 @@ class TimedPolicy:
 
     def __init__(self, policy: WidthPolicy) -> None:
         self.policy, self.seconds = policy, 0.0
-        self._began = self._before = self._mark = 0.0
+        self._began = self._mark = self._after = 0.0  # the last one: of learning from the step before
         self._drafting: list[float] = []
         self._more = self._asking = False
         self._drafts: list[list[int]] | None = None  # before they were cut
 
     def start(self) -> None:
         """A step begins."""
-        self._began, self._before = perf_counter(), self.seconds
+        self._began = perf_counter()
 
     def widths(self, ready: list[Request]) -> list[int]:
         now = perf_counter()
@@ -36,7 +36,7 @@ class TimedPolicy:
 
     def deeper(self, widths: list[int]) -> Deeper | None:
         """Drafting begins; what the drafter asks on the way. Where nobody may draft more than once, it need not ask."""
-        self._asking = self.policy.adaptive and max(widths, default=0) > 1
+        self._asking = self.policy.asks and max(widths, default=0) > 0
         self._drafting, self._more, self._drafts = [], True, None
         self._mark = perf_counter()
         return self._deeper if self._asking else None
@@ -67,15 +67,16 @@ class TimedPolicy:
         return proposal
 
     def learn(self, plan: Plan, batch: ForwardBatch, verified: list[int], verdict: Verdict) -> None:
-        """The step is over: what came of it, and how long it took without drafting and deciding."""
+        """The step is over: what came of it, and how long it took, deciding and learning included."""
         if not self.policy.adaptive:
             return
         now = perf_counter()
-        spent = now - self._began - sum(self._drafting) - (self.seconds - self._before)
+        spent = now - self._began - sum(self._drafting) + self._after
         context = sum(batch.context[: len(plan.ready)])
         agreed = self._agreed(verdict, verified)
         self.policy.learn(StepFacts(verified, agreed, batch.starts[-1], context, spent, self._drafting))
-        self.seconds += perf_counter() - now
+        self._after = perf_counter() - now
+        self.seconds += self._after
 
     def as_dict(self) -> dict[str, Any]:
         """What was decided, and the seconds that it took."""

@@ -3,62 +3,68 @@
     rate = (sum over requests of 1 + S_1 + ... + S_k) / (pass of all rows + drafting of every depth)
 
 S_j is the probability that a request's first j drafts are accepted (`survival`), the seconds come from a measured table
-(`cost`), and the best set is found over all budgets (`allocate`). ALL drafts are paid for, accepted or not. The choice
-is made three times in a step, each time with what is known by then: before drafting; after each depth, when the
-confidence of the drafts is known; and before verification, when drafting is paid for and only rows cost. The first
-choice fixes the rate that further drafts have to be worth. Whether it was right is measured (`referee`).
+(`cost`), the best set of every size is priced (`allocate`), and which size it shall be is said by these forecasts as
+far as the clock bears them out (`referee`). ALL drafts are paid for, accepted or not. A decision stands for some steps:
+on a small model deciding costs more than deciding afresh brings.
+
+Where a further draft costs much more than a question, the confidence of the drafts is asked for: a chain ends where the
+next draft is not worth its time at the rate that was chosen, and drafts that are not worth a row are not verified.
 
 Prompts that are read in the same pass are left out: what they cost is spent anyhow, and a row more costs what it does
 without them. Counted, they would make tokens look slow, and time cheap.
-
-Where nothing is worth drafting, one request drafts now and then: two thousandths of the time go into finding out
-whether that is still so.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from itertools import groupby
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from paceline.request import Request
-from paceline.spec.allocate import Group, allocate, weighted
+from paceline.spec.allocate import Group, best_sets, weighted
 from paceline.spec.cost import Costs, CostTable
-from paceline.spec.referee import Referee
-from paceline.spec.survival import History, Kind, Survival, confidence_bin
+from paceline.spec.referee import BUCKET, Referee
+from paceline.spec.survival import History, Kind, Survival
 from paceline.spec.width import StepFacts
 
-# Drafting begins when it promises so much more than none, and goes on with less. Beside noise they cover what the table
-# does not hold: the policy itself, and modules that read prompts.
-_MARGIN_OFF, _MARGIN_ON = 1.08, 1.05
-_BEYOND_DOUBT = 1.4  # a promise that no error of the table breaks
-_PROBE_SHARE = 0.002  # of the time, for drafts that are not expected to pay
-_ANEW = 4  # steps with single drafts between two decisions
-_UNASKED = 32  # steps without drafts between two decisions whether that is still right
-_REFRESH, _LEARNING = 8, 128  # steps for which sums are kept; first steps whose costs are all learned, later 2 in 8
+_ROOM = 2  # drafts beyond the plan, for those that turn out sure, where questions are asked
+_QUESTION, _EACH = 1e-5, 3e-6  # seconds of asking after a depth, and for each request
+_WORTH = 0.025  # of a step's time: what is gained by asking
+_FORGIVEN = 0.5  # what is left of requests' own histories at each decision without drafts
+_LESSONS = 8  # requests a step from which survival is learned, in turn
 
 
 @dataclass
 class Decisions:
-    """Steps with drafts and without, changes from one to the other, drafts made but not verified, probes."""
+    """Steps with drafts and without, changes from one to the other, drafts made but not verified, trials of another
+    number than what seemed best."""
 
     steps_on: int = 0
     steps_off: int = 0
     switches: int = 0
     cut: int = 0
-    probes: int = 0
+    trials: int = 0
 
 
 @dataclass
-class _Step:
-    """What is known of the step being decided. Seconds: as `allocate` takes them, from no draft on."""
+class _Prices:
+    """At what has been decided. rate: tokens a second, as forecast; row: seconds of one row more; passes, each: by
+    depth, seconds of one more pass of the drafter, and of each request in it."""
 
-    histories: list[History]
+    rate: float
+    row: float
     passes: list[float]
-    drafts: list[list[float]]
-    rate: float = 0.0
-    made: int = 0
-    probe: Request | None = None
+    each: list[float]
+
+
+@dataclass
+class _Plan:
+    """What was decided, for `left` more steps of `requests`, or as many. widths: by row; usual: of who comes later."""
+
+    requests: int = 0
+    left: int = 0
+    widths: dict[int, int] = field(default_factory=dict)
+    usual: int = 0
+    prices: _Prices | None = None  # where questions are asked
 
 
 class AdaptiveWidth:
@@ -72,175 +78,133 @@ class AdaptiveWidth:
     def __init__(self, table: CostTable, most: int, latency_weight: float = 0.0) -> None:
         self.costs, self.survival, self.most = Costs(table), Survival(most), most
         self.latency_weight, self.decisions = latency_weight, Decisions()
-        self._kept: dict[tuple[int, int], tuple[list[float], list[list[float]]]] = {}
-        self._gains: dict[tuple[Kind, int, tuple[int, ...]], list[float]] = {}
-        self._steps, self._on, self._credit = 0, True, 0.0
-        self._step: _Step | None = None
-        self._referee = Referee()
-        self._resting, self._asking = 0, 0.0  # requests for which nothing was worth drafting; seconds of a probe
-        self._last: tuple[list[Request], list[int]] = [], []  # who was given a draft, where nobody was given two
-        self._drafted: list[int] = []  # requests that made draft number j + 1 in this step
+        self.referee = Referee(most)
+        self._plan, self._on, self._turn = _Plan(), True, 0
+        self._lessons: list[tuple[int, History]] = []  # of this step: request r of it, and its history
+        self._drafted: list[int] = []  # requests that made draft number j + 1 in this step, if it was asked
+
+    @property
+    def asks(self) -> bool:
+        return self._plan.prices is not None
 
     # -- the three choices
 
     def widths(self, ready: list[Request]) -> list[int]:
-        if self._rests(ready):
-            return [0] * len(ready)
-        if self._stands(ready):
-            return list(self._last[1])
-        step = self._begin(ready)
-        free = [r for r, request in enumerate(ready) if request.num_speculative_tokens is None]
-        found = [request.num_speculative_tokens or 0 for request in ready]
-        groups, members = self._groups([(r, step.histories[r]) for r in free], 0)
-        forced = sum(found)
-        best = allocate(groups, step.passes[forced:], step.drafts, float(len(ready)))
-        step.rate = best.score
-        drafting = best.score > best.idle * (_MARGIN_ON if self._on else _MARGIN_OFF)
-        if drafting and best.score < best.idle * _BEYOND_DOUBT:
-            drafting = self._referee.allows(len(ready))
-        self._switch(drafting or forced > 0)
-        if drafting:
-            for taken, rows in zip(best.taken, members, strict=True):
-                for i, r in enumerate(rows):
-                    width = sum(count > i for count in taken)
-                    # Room for drafts that turn out sure; a single draft is not worth asking after.
-                    found[r] = width if width < 2 else min(self.most, width + 2)
-        elif free and self._credit > self._price(step):
-            self._probe(step, ready, found, free[self._steps % len(free)])
-        self._resting, self._asking = 0 if any(found) else len(ready), self._price(step)
-        self._drafted = [sum(width > 0 for width in found)]
-        self._last = (list(ready), found) if max(found, default=0) == 1 and step.probe is None else ([], [])
-        return list(found)
+        plan = self._plan
+        if not plan.left or not plan.requests / BUCKET < len(ready) < plan.requests * BUCKET:
+            plan = self._plan = self._decide(ready)
+        plan.left -= 1
+        found = [
+            plan.widths.get(request.row, plan.usual) if (own := request.num_speculative_tokens) is None else own
+            for request in ready
+        ]
+        on = any(found)
+        self._switch(on)
+        self._drafted, self._lessons = [], self._lessons_of(ready) if on else []
+        return found
 
     def deeper(self, depth: int, requests: list[Request], confidences: list[float]) -> list[bool]:
-        step = self._step
-        assert step is not None, "`widths` comes first"
-        histories = [self.survival.history(request) for request in requests]
-        for history, confidence in zip(histories, confidences, strict=True):
-            history.bins.append(confidence_bin(confidence))
-        step.made += len(requests)
-        more = [(request.num_speculative_tokens or 0) > depth for request in requests]
-        if depth < self.most:
-            free = [(i, h) for i, h in enumerate(histories) if requests[i].num_speculative_tokens is None]
-            groups, members = self._groups(free, depth)
-            best = allocate(groups, step.passes[step.made :], step.drafts[depth:], 0.0, step.rate)
-            for taken, rows in zip(best.taken, members, strict=True):
-                for i in rows[: taken[0]]:
-                    more[i] = True
-        if any(more):
-            self._drafted.append(sum(more))
+        """The next draft must be worth its row and its share of a pass; all that are, together, the pass itself."""
+        prices = self._plan.prices
+        assert prices is not None, "nothing was to be asked"
+        self._drafted.append(len(requests))
+        last = depth >= self.most
+        level = min(depth, len(prices.each) - 1)
+        price = prices.rate * (prices.row + prices.each[level])
+        more, worth = [], 0.0
+        for request, confidence in zip(requests, confidences, strict=True):
+            history, own = self.survival.history(request), request.num_speculative_tokens
+            gain = self._gain(history, self.survival.next(history, confidence)) - price
+            more.append(own > depth if own is not None else gain > 0 and not last)
+            worth += max(0.0, gain)
+        if worth < prices.rate * prices.passes[level]:
+            more = [(request.num_speculative_tokens or 0) > depth for request in requests]
         return more
 
     def cut(self, requests: list[Request], drafted: list[int]) -> list[int]:
-        step = self._step
-        assert step is not None, "`widths` comes first"
-        kept = list(drafted)
-        groups, owners = [], []
-        for r, (request, width) in enumerate(zip(requests, drafted, strict=True)):
-            if width and request.num_speculative_tokens is None and request is not step.probe:
-                history = step.histories[r]
-                gains = self._prospects(history.kind, history.level, tuple(history.bins))
-                groups.append(Group(gains[:width], 1))
-                owners.append(r)
-        if not groups:
-            return kept
-        base = sum(drafted) - sum(drafted[r] for r in owners)
-        free = [[0.0] * (len(groups) + 1)] * max(drafted)
-        best = allocate(groups, step.passes[base:], free, 0.0, step.rate)
-        for taken, r in zip(best.taken, owners, strict=True):
-            kept[r] = sum(taken)
+        """Drafting is paid for: now a draft must be worth its row."""
+        prices, kept = self._plan.prices, list(drafted)
+        assert prices is not None, "nothing was to be asked"
+        price = prices.rate * prices.row
+        for r, request in enumerate(requests):
+            if request.num_speculative_tokens is None and drafted[r]:
+                gains = weighted(self.survival.history(request).made[: drafted[r]], self.latency_weight)
+                while kept[r] and kept[r] <= len(gains) and gains[kept[r] - 1] < price:
+                    kept[r] -= 1
         self.decisions.cut += sum(drafted) - sum(kept)
         return kept
 
     # -- what came of it
 
     def learn(self, facts: StepFacts) -> None:
-        self._credit += _PROBE_SHARE * facts.seconds
-        tokens = len(facts.verified) + sum(map(min, facts.verified, facts.agreed))
-        if facts.rows == len(facts.verified) + sum(facts.verified):  # no prompts
-            self._referee.learn(len(facts.verified), any(facts.verified), tokens, facts.seconds + sum(facts.drafting))
-        if self._step is None:  # nothing was asked
-            return
-        histories, self._step = self._step.histories, None
-        for history, verified, agreed in zip(histories, facts.verified, facts.agreed, strict=True):
-            self.survival.learn(history, verified, agreed)
-        if histories and (self._steps < _LEARNING or self._steps % _REFRESH < 2):
-            self.costs.learn_pass(len(histories), facts.rows - len(histories), facts.context, facts.seconds)
-            for depth, (count, seconds) in enumerate(zip(self._drafted, facts.drafting, strict=False)):
-                if count and any(facts.verified):
-                    self.costs.learn_draft(depth, count, seconds)
+        n, extra = len(facts.verified), sum(facts.verified)
+        if n and self.referee.looks():
+            drafted = self._drafted or _by_depth(facts.verified)
+            expected = self.costs.step(n, extra, facts.context, drafted)
+            whole = facts.seconds + sum(facts.drafting)
+            if self.referee.learn(n, expected, whole, facts.rows == n + extra):
+                self._plan.left = 0
+        for r, history in self._lessons:
+            self.survival.learn(history, facts.verified[r], facts.agreed[r])
+        self._lessons = []
 
     def as_dict(self) -> dict[str, Any]:
-        return {"num_speculative_tokens": "auto", "most": self.most, **asdict(self.decisions)}
+        decided = asdict(self.decisions) | {"trials": self.referee.trials}
+        return {"num_speculative_tokens": "auto", "most": self.most, **decided}
 
     # -- parts
 
-    def _rests(self, ready: list[Request]) -> bool:
-        """Whether to go on without drafts, unasked, for some steps of a batch as large as the one that was judged."""
-        rests = (
-            len(ready) == self._resting
-            and (self._steps + 1) % _UNASKED != 0
-            and self._credit <= self._asking
-            and all(request.num_speculative_tokens is None for request in ready)
-        )
-        if rests:
-            self._steps += 1
-            self._switch(False)
-            self._drafted = [0]
-        return rests
+    def _decide(self, ready: list[Request]) -> _Plan:
+        """For some steps: how many drafts, and who gets them."""
+        n, plan = len(ready), _Plan(len(ready))
+        if not self._on:  # a bad moment must not last
+            self.survival.fade()
+        owned = sum(request.num_speculative_tokens or 0 for request in ready)
+        groups, members = self._groups([request for request in ready if request.num_speculative_tokens is None])
+        passes = self.costs.passes(n, owned, sum(request.cached for request in ready), n * self.most)
+        drafts = [self.costs.drafts(depth, n) for depth in range(self.most)]
+        sets = best_sets(groups, passes, drafts, float(n))
+        chosen, plan.left = self.referee.choose(n, sets)
+        for taken, mine in zip(sets.taken(chosen, groups), members, strict=True):
+            for i, request in enumerate(mine):
+                plan.widths[request.row] = sum(count > i for count in taken)
+        plan.usual = round(sets.rows[chosen] / n)
+        deepest = max(plan.widths.values(), default=0)
+        if deepest > 1 and deepest * (_QUESTION + n * _EACH) < _WORTH * sets.seconds[chosen]:
+            plan.prices = _prices(sets.tokens[chosen] / sets.seconds[chosen], passes, drafts, sets.rows[chosen], n)
+            plan.usual += _ROOM
+            plan.widths = {row: min(self.most, width + _ROOM) for row, width in plan.widths.items() if width}
+        return plan
 
-    def _stands(self, ready: list[Request]) -> bool:
-        """Whether single drafts for these very requests go on for some steps, unasked: deciding costs a small model
-        more than deciding afresh brings."""
-        last = self._last[0]
-        stands = (
-            len(ready) == len(last) > 0
-            and (self._steps + 1) % _ANEW != 0
-            and all(one is other for one, other in zip(ready, last, strict=True))
-        )
-        if stands:
-            self._steps += 1
-            self._switch(True)
-        return stands
+    def _groups(self, free: list[Request]) -> tuple[list[Group], list[list[Request]]]:
+        """Requests with the same prospects together: their gains, and which they are."""
+        members: dict[tuple[Kind, int], list[Request]] = {}
+        for request in free:
+            history = self.survival.history(request)
+            if not self._on:
+                history.shift *= _FORGIVEN
+            members.setdefault((history.kind, history.level), []).append(request)
+        groups = [
+            Group(weighted(self.survival.chain(*prospects, self.most), self.latency_weight), len(mine))
+            for prospects, mine in members.items()
+        ]
+        return groups, list(members.values())
 
-    def _begin(self, ready: list[Request]) -> _Step:
-        histories = [self.survival.history(request) for request in ready]
-        for history in histories:
+    def _lessons_of(self, ready: list[Request]) -> list[tuple[int, History]]:
+        """From whom this step is learned: everybody, or some in turn; nobody where nothing is drafted."""
+        n, some = len(ready), range(len(ready))
+        if n > _LESSONS and not self.asks:
+            self._turn = (self._turn + _LESSONS) % n
+            some = range(self._turn, min(self._turn + _LESSONS, n))
+        found = [(r, self.survival.history(ready[r])) for r in some]
+        for _, history in found:
             if history.bins:
-                history.bins = []
-        context = sum(request.cached for request in ready)
-        self._steps += 1
-        if self._steps % _REFRESH == 0:
-            self._kept.clear()
-            self._gains.clear()
-        key = len(ready), context // 256
-        if key not in self._kept:
-            most = len(ready) * self.most
-            drafts = [self.costs.drafts(depth, len(ready)) for depth in range(self.most)]
-            self._kept[key] = self.costs.passes(len(ready), 0, context, most), drafts
-        self._step = _Step(histories, *self._kept[key])
-        return self._step
-
-    def _groups(self, histories: list[tuple[int, History]], depth: int) -> tuple[list[Group], list[list[int]]]:
-        """Requests with the same prospects together: their gains from draft `depth` + 1 on, and which they are."""
-
-        def alike(entry: tuple[int, History]) -> tuple[Kind, int, list[int]]:
-            return entry[1].kind, entry[1].level, entry[1].bins
-
-        groups, members = [], []
-        for (kind, level, bins), found in groupby(sorted(histories, key=alike), key=alike):
-            rows = [r for r, _ in found]
-            groups.append(Group(self._prospects(kind, level, tuple(bins))[depth:], len(rows)))
-            members.append(rows)
-        return groups, members
-
-    def _prospects(self, kind: Kind, level: int, bins: tuple[int, ...]) -> list[float]:
-        """Gains of a request's drafts; requests that look alike share them for some steps."""
-        found = self._gains.get((kind, level, bins))
-        if found is None:
-            chain = self.survival.chain(kind, level, bins, self.most)
-            found = self._gains[kind, level, bins] = weighted(chain, self.latency_weight)
+                history.bins, history.made = [], []
         return found
+
+    def _gain(self, history: History, survival: float) -> float:
+        """Of a draft that comes behind those made."""
+        return survival / (1 + sum(history.made)) ** self.latency_weight if self.latency_weight else survival
 
     def _switch(self, on: bool) -> None:
         self.decisions.switches += on is not self._on
@@ -248,11 +212,15 @@ class AdaptiveWidth:
         self.decisions.steps_on += on
         self.decisions.steps_off += not on
 
-    def _price(self, step: _Step) -> float:
-        """Seconds of one request's first draft and its row."""
-        return step.drafts[0][1] + max(0.0, step.passes[1] - step.passes[0])
 
-    def _probe(self, step: _Step, ready: list[Request], found: list[int], r: int) -> None:
-        self._credit -= self._price(step)
-        self.decisions.probes += 1
-        step.probe, found[r] = ready[r], 1
+def _by_depth(widths: list[int]) -> list[int]:
+    """How many have a draft 1, 2, ... Example: widths 2, 0, 1 are [2, 1]."""
+    return [sum(map(depth.__lt__, widths)) for depth in range(max(widths))]
+
+
+def _prices(rate: float, passes: list[float], drafts: list[list[float]], rows: int, requests: int) -> _Prices:
+    """Where so many rows were chosen; slopes over a row or a draft for each request, so that steps even out."""
+    more = min(rows + requests, len(passes) - 1)
+    row = (passes[more] - passes[more - requests]) / requests
+    each = [(costs[requests] - costs[1]) / max(1, requests - 1) for costs in drafts]
+    return _Prices(rate, row, [costs[1] - x for costs, x in zip(drafts, each, strict=True)], each)

@@ -1,9 +1,9 @@
-"""Which drafts to make and to verify: the best set for a whole batch, searched over all budgets.
+"""Which drafts to make and to verify: the best set of every size for a whole batch.
 
 Draft j of a request brings a token if the first j are all accepted: with probability S_j, which falls with j. So the
 best set of B drafts is simply the B largest S_j of the whole batch, and it holds every chain's drafts from the first
 on. What a set costs depends on its size and on how many requests go how deep, in steps (a product of 17 rows may cost
-what 32 do): hence every budget is tried, not only those up to the first that is worse than the one before.
+what 32 do): hence every size is priced, not only those up to the first that is worse than the one before.
 """
 
 from __future__ import annotations
@@ -15,60 +15,54 @@ _STRIDES = 8  # members of one group are taken one at a time up to so many, larg
 
 
 class Group(NamedTuple):
-    """`members` requests with the same prospects: gains[j] tokens are to be expected of a request's next draft but j,
-    not increasing in j."""
+    """`members` requests with the same prospects: gains[j] tokens are to be expected of a request's draft j + 1, not
+    increasing in j."""
 
     gains: Sequence[float]
     members: int
 
 
-class Allocation(NamedTuple):
-    """`taken[g][j]`: how many members of group g get their next draft but j. tokens, seconds: of the whole step, as
-    expected; `idle`: the score with no further draft, `score`: with these."""
+class Sets(NamedTuple):
+    """Set i holds the first i entries of `order`: (-gain, depth, group, members). Of each, rows: its drafts; tokens,
+    seconds: of the whole step, as expected. Set 0 is empty."""
 
-    taken: list[list[int]]
-    tokens: float
-    seconds: float
-    idle: float
-    score: float
+    order: list[tuple[float, int, int, int]]
+    rows: list[int]
+    tokens: list[float]
+    seconds: list[float]
+
+    def taken(self, number: int, groups: Sequence[Group]) -> list[list[int]]:
+        """taken[g][j]: how many members of group g get their draft j + 1 in that set."""
+        found = [[0] * len(group.gains) for group in groups]
+        for _, j, g, size in self.order[:number]:
+            found[g][j] += size
+        return found
 
 
-def allocate(
-    groups: Sequence[Group],
-    passes: Sequence[float],
-    drafts: Sequence[Sequence[float]],
-    tokens: float,
-    rate: float | None = None,
-) -> Allocation:
-    """The drafts that bring the most.
+def best_sets(
+    groups: Sequence[Group], passes: Sequence[float], drafts: Sequence[Sequence[float]], tokens: float
+) -> Sets:
+    """The best set of every size.
 
-    passes[b]: seconds of the pass with b more rows; drafts[j][n]: seconds of making the next draft but j for n requests
-    (0 for none). tokens: what comes without further drafts.
-    rate None: maximises tokens / seconds. Otherwise tokens - rate * seconds: what a draft brings must be worth its time
-    at so many tokens a second.
+    passes[b]: seconds of the pass with b more rows; drafts[j][n]: seconds of making draft j + 1 for n requests (0 for
+    none). tokens: what comes without drafts.
 
-    Example: one request, S = .8 and .64, a pass of 1 s whatever its rows, .1 s a draft: 1.8 / 1.1 beats 1 / 1, and
-    2.44 / 1.2 beats that: two drafts."""
-    taken = [[0] * len(group.gains) for group in groups]
+    Example: one request, S = .8 and .64, a pass of 1 s whatever its rows, .1 s a draft: tokens 1, 1.8 and 2.44 in 1,
+    1.1 and 1.2 s."""
+    order = _increments(groups)
     counts = [0] * len(drafts)
     drafting, rows = 0.0, 0
-    seconds = passes[0]
-    score = idle = tokens / seconds if rate is None else tokens - rate * seconds
-    best, chosen = (tokens, seconds), 0
-    order = _increments(groups)
-    for number, (loss, j, _, size) in enumerate(order, 1):
+    found = Sets(order, [0], [tokens], [passes[0]])
+    for loss, j, _, size in order:
         n, costs = counts[j], drafts[j]
         drafting += costs[n + size] - costs[n]
         counts[j] = n + size
         rows += size
         tokens -= loss * size
-        seconds = passes[rows] + drafting
-        value = tokens / seconds if rate is None else tokens - rate * seconds
-        if value > score:
-            score, best, chosen = value, (tokens, seconds), number
-    for _, j, g, size in order[:chosen]:
-        taken[g][j] += size
-    return Allocation(taken, *best, idle, score)
+        found.rows.append(rows)
+        found.tokens.append(tokens)
+        found.seconds.append(passes[rows] + drafting)
+    return found
 
 
 def _increments(groups: Sequence[Group]) -> list[tuple[float, int, int, int]]:

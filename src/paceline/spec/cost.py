@@ -1,4 +1,4 @@
-"""What a step costs: a table measured at start-up, corrected by every step since.
+"""What a step costs: a table measured at start-up.
 
 A step is one pass of the target (with everything around it: scheduling, assembling, verification) and one pass of the
 drafter for each depth. The pass is a function of the requests in it, of the rows beyond one for each, and of the
@@ -11,27 +11,23 @@ from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from math import exp, log
 from typing import Any
 
 from paceline.errors import UserError
-
-_COMMON, _OWN = 0.05, 0.04  # how fast the common correction and a point's own follow in the long run
-_SLOWER, _QUICKER = 0.3, 1.5  # the most that one step moves them, in logarithms: other processes only ever add time
 
 
 @dataclass(frozen=True)
 class CostTable:
     """requests [I]: ascending. extra [I][J]: rows beyond one a request, ascending from 0; seconds [I][J]: of the step
-    without drafting, at next to no context. per_context: seconds for each token of context of each request; its further
-    rows read it with the first.
-    drafting [D]: for each depth the points (requests, seconds), ascending."""
+    without drafting, at no context. per_context: seconds for each token of context of each request; per_row_context:
+    for each that a further row of it reads. drafting [D]: for each depth the points (requests, seconds), ascending."""
 
     requests: list[int]
     extra: list[list[int]]
     seconds: list[list[float]]
     per_context: float
     drafting: list[list[tuple[int, float]]]
+    per_row_context: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -46,6 +42,7 @@ class CostTable:
                 [[float(x) for x in row] for row in raw["seconds"]],
                 float(raw["per_context"]),
                 [[(int(n), float(x)) for n, x in points] for points in raw["drafting"]],
+                float(raw["per_row_context"]),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise UserError("This is no table of costs; measure it again.") from error
@@ -60,72 +57,53 @@ class CostTable:
         knots = [self.requests, *self.extra, *([n for n, _ in points] for points in self.drafting)]
         ascending = all(a < b for knot in knots for a, b in pairwise(knot))
         times = [*(x for row in self.seconds for x in row), *(x for points in self.drafting for _, x in points)]
-        sane = all(0 < x < 1e6 for x in times) and self.per_context >= 0
+        sane = all(0 < x < 1e6 for x in times) and self.per_context >= 0 and self.per_row_context >= 0
         if not (shapes and ascending and sane and all(self.drafting) and all(row[0] == 0 for row in self.extra)):
             raise UserError("This table of costs is damaged; measure it again.")
 
 
 class Costs:
-    """A table and what was learned since: one factor for all passes, which a slow moment of the machine moves, and one
-    for each point, which moves where the table was wrong. Kept as logarithms, so that ratios are what is learned."""
+    """What steps take as the table says. What the clock says beside that is the `Referee`'s."""
 
     def __init__(self, table: CostTable) -> None:
         self.table = table
-        self._common = 0.0
-        self._own = [[0.0] * len(row) for row in table.seconds]
-        self._drafting = [0.0] * len(table.drafting)
-        self._drafts = [0] * len(table.drafting)
-        self._visits = [[0.0] * len(row) for row in table.seconds]
+        self._rows: dict[int, list[float]] = {}  # by requests: seconds at no context, for 0, 1, ... further rows
+        self._drafts: dict[tuple[int, int], list[float]] = {}
 
     def passes(self, requests: int, reading: int, context: float, most: int) -> list[float]:
         """Seconds of a step without drafting, for 0 .. most drafts, beside `reading` rows of prompts.
 
         context: tokens, summed over the requests."""
-        table = self.table
-        i, share = _place(table.requests, requests)
-        curves = [(share, i + 1), (1 - share, i)] if share else [(1.0, i)]
-        found = [0.0] * (most + 1)
-        for weight, k in curves:
-            scale = [weight * x * exp(own) for x, own in zip(table.seconds[k], self._own[k], strict=True)]
-            for b, x in enumerate(curve(table.extra[k], scale, reading, reading + most)):
-                found[b] += x
-        factor, fixed = exp(self._common), table.per_context * context
-        return [(x + fixed) * factor for x in found]
+        found = self._rows.get(requests, [])
+        if len(found) <= reading + most:
+            found = self._rows[requests] = self._at_no_context(requests, reading + most)
+        fixed, more = self.table.per_context * context, self.table.per_row_context * context / max(requests, 1)
+        return [found[b] + fixed + more * b for b in range(reading, reading + most + 1)]
 
     def drafts(self, depth: int, most: int) -> list[float]:
         """Seconds of making draft number `depth` + 1 for 0 .. most requests. Beyond the table as its last depth."""
-        d = min(depth, len(self.table.drafting) - 1)
-        points, factor = self.table.drafting[d], exp(self._common + self._drafting[d])
-        knots, seconds = [n for n, _ in points], [x * factor for _, x in points]
-        return [0.0, *curve(knots, seconds, 1, max(most, 1))]
+        depth = min(depth, len(self.table.drafting) - 1)
+        found = self._drafts.get((depth, most))
+        if found is None:
+            points = self.table.drafting[depth]
+            found = [0.0, *curve([n for n, _ in points], [x for _, x in points], 1, max(most, 1))]
+            self._drafts[depth, most] = found
+        return found
 
-    def learn_pass(self, requests: int, extra: int, context: float, seconds: float) -> None:
-        """A step with so many rows beyond one a request took so long."""
-        expected = self.passes(requests, extra, context, 0)[0]
-        error = _error(seconds, expected)
-        self._common += _COMMON * max(-_SLOWER, error)
-        i, share = _place(self.table.requests, requests)
-        for k, weight in ((i, 1 - share), (i + 1, share)):
+    def step(self, requests: int, extra: int, context: float, drafted: Sequence[int]) -> float:
+        """Seconds of a whole step. extra: rows beyond one a request; drafted: by depth, for how many requests."""
+        drafting = sum(self.drafts(depth, requests)[count] for depth, count in enumerate(drafted))
+        return self.passes(requests, extra, context, 0)[0] + drafting
+
+    def _at_no_context(self, requests: int, most: int) -> list[float]:
+        table = self.table
+        i, share = _place(table.requests, requests)
+        found = [0.0] * (most + 1)
+        for weight, k in ((1 - share, i), (share, i + 1)):
             if weight:
-                j, part = _place(self.table.extra[k], extra)
-                self._correct(k, j, weight * (1 - part), error)
-                if part:
-                    self._correct(k, j + 1, weight * part, error)
-
-    def learn_draft(self, depth: int, requests: int, seconds: float) -> None:
-        d = min(depth, len(self._drafting) - 1)
-        expected = self.drafts(depth, requests)[requests]
-        self._drafts[d] += 1
-        self._drafting[d] += max(2 * _OWN, 0.5 / self._drafts[d]) * _error(seconds, expected)
-
-    def _correct(self, k: int, j: int, share: float, error: float) -> None:
-        """The first visits move a point most: its measurement may have met a slow moment."""
-        self._visits[k][j] += share
-        self._own[k][j] += max(_OWN, 0.5 / (1 + self._visits[k][j])) * share * error
-
-
-def _error(seconds: float, expected: float) -> float:
-    return max(-_QUICKER, min(_SLOWER, log(max(seconds, 1e-9) / expected)))
+                for b, x in enumerate(curve(table.extra[k], table.seconds[k], 0, most)):
+                    found[b] += weight * x
+        return found
 
 
 def _place(knots: Sequence[int], x: int) -> tuple[int, float]:

@@ -15,9 +15,10 @@ Drafters are counted apart, and so are greedy requests and those that draw: log 
 from __future__ import annotations
 
 from bisect import bisect
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from math import exp, log
+from operator import mul
 
 from paceline.request import Request
 
@@ -25,8 +26,10 @@ from paceline.request import Request
 _EDGES = (0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.88, 0.93, 0.96, 0.98, 0.99, 0.995)
 _LOG_EDGES = tuple(log(edge) for edge in _EDGES)
 _MIDDLES = tuple((low + high) / 2 for low, high in zip((0.0, *_EDGES), (*_EDGES, 1.0), strict=True))
-_FIRST = (0.85, 0.82, 0.8)  # prior of depths 1, 2, 3, ...; the last one goes on
+# Priors of depths 1, 2, 3, ...: what trained modules do, and that what is fed its own output does worse.
+_FIRST = (0.85, 0.8, 0.76, 0.72, 0.6, 0.5, 0.45, 0.4)
 _PRIOR, _KEEP = 4.0, 0.995  # the prior counts as so many drafts; a count loses 1 in 200 with each new one
+_FADE = 0.9  # what is left of a count above the prior's with each decision that nothing is worth drafting
 _RATE, _DECAY = 0.1, 0.97  # of a request's shift: how fast it follows one draft, what is left of it after one
 _STEP, _LEVELS = 0.2, 8  # shifts are used in steps, so that requests of one level share their sums
 
@@ -67,20 +70,23 @@ class Depths:
     ahead: list[list[Rate]] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.plain = [Rate(_FIRST[min(j, len(_FIRST) - 1)]) for j in range(self.most)]
+        first = [_FIRST[min(j, len(_FIRST) - 1)] for j in range(self.most)]
+        self.plain = [Rate(p) for p in first]
         # Trained modules are right more often than they say; what follows a sure draft is a little surer.
-        self.seen = [[Rate(0.4 + 0.58 * q) for q in _MIDDLES] for _ in range(self.most)]
-        self.ahead = [[Rate(0.65 + 0.2 * q) for q in _MIDDLES] for _ in range(self.most)]
+        self.seen = [[Rate(0.4 + 0.58 * q) for q in _MIDDLES] for _ in first]
+        self.ahead = [[Rate(p - 0.15 + 0.2 * q) for q in _MIDDLES] for p in first]
 
 
 @dataclass
 class History:
-    """One request's row: whose it is, its shift, and what its present drafts looked like."""
+    """One request's row: whose it is, its shift, and of its present drafts what they looked like (bins of confidence)
+    and the probability that all up to each are accepted (made)."""
 
     owner: Request
     kind: Kind
     shift: float = 0.0
     bins: list[int] = field(default_factory=list)
+    made: list[float] = field(default_factory=list)
 
     @property
     def level(self) -> int:
@@ -90,7 +96,7 @@ class History:
 class Survival:
     """Estimates for at most `most` drafts, learned from verdicts.
 
-    Example: a fresh one gives a chain of three drafts the probabilities .85, .85 * .82, .85 * .82 * .8."""
+    Example: a fresh one gives a chain of three drafts the probabilities .85, .85 * .8, .85 * .8 * .76."""
 
     def __init__(self, most: int) -> None:
         self.most = most
@@ -106,19 +112,25 @@ class Survival:
             found = self._rows[request.row] = History(request, kind)
         return found
 
-    def chain(self, kind: Kind, level: int, bins: Sequence[int], length: int) -> list[float]:
-        """P(the first j drafts are accepted), j = 1 .. length, where drafts with the confidences `bins` were made."""
-        counts, odds, product, products = self.kinds[kind], exp(_STEP * level), 1.0, []
-        for j in range(length):
-            if j < len(bins):
-                rate = counts.seen[j][bins[j]]
-            elif j and j == len(bins):
-                rate = counts.ahead[j][bins[j - 1]]
-            else:
-                rate = counts.plain[j]
-            product *= shifted(rate.mean, odds)
-            products.append(product)
-        return products
+    def chain(self, kind: Kind, level: int, length: int) -> list[float]:
+        """P(the first j drafts are accepted), j = 1 .. length, before any is made."""
+        odds, plain = exp(_STEP * level), self.kinds[kind].plain
+        return list(accumulate((shifted(rate.mean, odds) for rate in plain[:length]), mul))
+
+    def next(self, history: History, log_q: float) -> float:
+        """The request's next draft was made, and this is its confidence: P(it and one more are accepted)."""
+        counts, odds, bins, made = self.kinds[history.kind], exp(_STEP * history.level), history.bins, history.made
+        bins.append(confidence_bin(log_q))
+        made.append((made[-1] if made else 1.0) * shifted(counts.seen[len(made)][bins[-1]].mean, odds))
+        if len(made) == self.most:
+            return 0.0
+        return made[-1] * shifted(counts.ahead[len(made)][bins[-1]].mean, odds)
+
+    def fade(self) -> None:
+        """Nothing is drafted: what was seen counts less and less against what comes next."""
+        for counts in self.kinds.values():
+            for rate in counts.plain:
+                rate.count = max(_PRIOR, _FADE * rate.count)
 
     def learn(self, history: History, verified: int, agreed: int) -> None:
         """The target saw `verified` of the request's drafts; the first `agreed` were right (one more than `verified` at
@@ -126,8 +138,10 @@ class Survival:
 
         What was drafted beyond that counts as what its confidence says: left out, it would make the depth look as good
         as those drafts that were thought worth a row."""
-        counts, bins, odds = self.kinds[history.kind], history.bins, exp(_STEP * history.level)
         history.shift *= _DECAY  # also where nothing was drafted, or a bad moment would last
+        if not verified and not history.bins:
+            return
+        counts, bins, odds = self.kinds[history.kind], history.bins, exp(_STEP * history.level)
         known = max(verified, min(verified + 1, len(bins)))  # drafts whose fate is known, if all before it were right
         for j in range(min(agreed + 1, max(known, len(bins)))):
             rate = counts.seen[j][bins[j]] if j < len(bins) else counts.plain[j]

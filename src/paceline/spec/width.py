@@ -18,8 +18,8 @@ class StepFacts:
     many drafts in a row were the target's own choice, counting the first one that was made but not verified: the
     target's own token in its place tells.
 
-    rows, context: those of the whole pass, the context summed over its requests; seconds: of all but the drafting;
-    drafting: seconds of each depth's pass, the first with what it absorbed."""
+    rows: those of the whole pass; context: summed over the decoding requests. seconds: of all but the drafting, what
+    the policy took included; drafting: seconds of each depth's pass, the first with what it absorbed."""
 
     verified: list[int]
     agreed: list[int]
@@ -32,10 +32,15 @@ class StepFacts:
 class WidthPolicy(Protocol):
     """Asked in this order, once a step: `widths`, `deeper` after each depth, `cut`, `learn`.
 
-    adaptive: whether `deeper` and `cut` have anything to say, and `learn` anything to learn. A policy has no clock and
-    no dice: seconds come in through `learn`, so the same measurements lead to the same decisions."""
+    adaptive: whether `learn` has anything to learn. A policy has no clock and no dice: seconds come in through `learn`,
+    so the same measurements lead to the same decisions."""
 
     adaptive: bool
+
+    @property
+    def asks(self) -> bool:
+        """Whether `deeper` and `cut` have anything to say in the step whose `widths` were just given."""
+        ...
 
     def widths(self, ready: list[Request]) -> list[int]:
         """The most drafts worth making for each request that decodes, whatever is read beside them."""
@@ -59,7 +64,7 @@ class WidthPolicy(Protocol):
 class FixedWidth:
     """The same number of drafts for everyone, or less where a request asks for less."""
 
-    adaptive = False
+    adaptive = asks = False
 
     def __init__(self, num_speculative_tokens: int) -> None:
         self.k = num_speculative_tokens

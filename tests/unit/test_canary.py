@@ -17,13 +17,13 @@ from paceline.checkpoint.resolve import bundled_model
 from paceline.checkpoint.writer import write_checkpoint
 from paceline.cli.main import main
 from paceline.config import ModelConfig
-from paceline.engine.canary import FIRST_DRAFTS, LEAST_SHARE, Canary
+from paceline.engine.canary import FIRST_DRAFTS, LEAST_SHARE, NONE_OF, Canary
 from paceline.errors import PacelineWarning
 from paceline.llm import LLM
 from paceline.request import SamplingParams, SpeculationStats
 
 AN_ERROR = pytest.mark.filterwarnings("error::paceline.errors.PacelineWarning")
-ENOUGH = SamplingParams(max_tokens=FIRST_DRAFTS // 2 + 2, ignore_eos=True)
+ENOUGH = SamplingParams(max_tokens=FIRST_DRAFTS // 2 + 8, ignore_eos=True)  # a draft that is right saves a next one
 
 
 def draft_of(directory: Path, change: Callable[[str, Tensor], Tensor]) -> Path:
@@ -84,11 +84,14 @@ def told() -> Iterator[list[warnings.WarningMessage]]:
 def test_it_waits_for_enough_and_judges_once(told: list[warnings.WarningMessage]) -> None:
     canary = Canary("it")
     canary.look(SpeculationStats())
-    canary.look(stats(FIRST_DRAFTS - 1, 0))
+    canary.look(stats(FIRST_DRAFTS - 1, 1))
+    canary.look(stats(NONE_OF - 1, 0))
     assert not told
-    canary.look(stats(FIRST_DRAFTS, 0))
+    canary.look(stats(FIRST_DRAFTS, 1))
     canary.look(stats(FIRST_DRAFTS * 2, 0))
     assert len(told) == 1 and "suspect it" in str(told[0].message)
+    Canary("that").look(stats(NONE_OF, 0))
+    assert "suspect that" in str(told.pop().message), "drafts that are never right soon rest: few must be enough"
     passed = Canary("it")
     passed.look(stats(FIRST_DRAFTS, round(LEAST_SHARE * FIRST_DRAFTS) + 1))
     passed.look(stats(10 * FIRST_DRAFTS, 0))

@@ -2,6 +2,8 @@
 
 Damaged or misread draft weights still give the right text, only slowly, so nothing else would tell. What trained
 modules reach is far above `LEAST_SHARE`: a module that gets 3 of 10 first tokens right is below it once in a million.
+Where the number of drafts is chosen by the clock, modules that are never right soon rest, and there will not be so many
+drafts; but none of 24 is what such a module gets twice in ten thousand times.
 """
 
 from __future__ import annotations
@@ -12,10 +14,12 @@ from paceline.errors import PacelineWarning
 from paceline.request import SpeculationStats
 
 FIRST_DRAFTS, LEAST_SHARE = 96, 0.1  # drafts of the first place of a proposal, and accepted ones among them
+NONE_OF = 24  # enough of them where none was accepted
 
 
 class Canary:
-    """Judges once, as soon as requests with `FIRST_DRAFTS` drafts have ended; suspects None: it has nothing to judge.
+    """Judges once, as soon as requests with `FIRST_DRAFTS` drafts have ended, or with `NONE_OF` that were all wrong;
+    suspects None: it has nothing to judge.
 
     Example: suspects "the MTP modules of DIR: see ..." becomes part of the one warning."""
 
@@ -24,7 +28,9 @@ class Canary:
 
     def look(self, stats: SpeculationStats) -> None:
         """Warns with `PacelineWarning` when fewer than `LEAST_SHARE` of the first drafts were accepted."""
-        if self.suspects is None or not stats.offered or stats.offered[0] < FIRST_DRAFTS:
+        if self.suspects is None or not stats.offered:
+            return
+        if stats.offered[0] < (FIRST_DRAFTS if stats.taken[0] else NONE_OF):
             return
         suspects, self.suspects = self.suspects, None
         if stats.taken[0] < LEAST_SHARE * stats.offered[0]:

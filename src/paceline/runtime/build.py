@@ -29,6 +29,7 @@ from paceline.models.decoder import DecoderModel
 from paceline.models.mtp import MTP, MTPDepth
 
 M = TypeVar("M", DecoderModel, MTP)
+OWN_SHARED = "use modules of this model, exported with --shared drop, or --drafter none (or ngram)"
 WITHOUT_MTP = "use --drafter none (or ngram), or a checkpoint that has its MTP weights"
 
 
@@ -86,7 +87,7 @@ def _same_shared(draft: Draft, mtp: MTP) -> None:
     views = cast(MTPDepth, mtp.depths[0]).shared_weights()
     for name, part in draft.shared().items():
         if part in views and not _is_copy(draft.checkpoint, name, views, part):
-            raise UserError(f"Tensor {name} differs from the target's own, which its modules share: {WITHOUT_MTP}.")
+            raise UserError(f"Tensor {name} differs from the target's own, which its modules share: {OWN_SHARED}.")
 
 
 def _is_copy(checkpoint: Checkpoint, name: str, views: dict[str, Tensor], part: str) -> bool:

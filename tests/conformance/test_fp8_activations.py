@@ -3,6 +3,9 @@ is handed to torch's scaled product, and on a GPU that product itself."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,8 +18,8 @@ from paceline.formats import BLOCK, FP8, FP8_MOST, quantise_activations, spread_
 from paceline.kernels import fp8, quantised_linear, reference
 
 hopper = pytest.mark.skipif(
-    not (torch.cuda.is_available() and fp8.supported(torch.device("cuda"))),
-    reason="no CUDA device of capability 9, or CUDA older than 12.9: cuBLAS does not multiply blocks of FP8 here",
+    not (torch.cuda.is_available() and fp8.multiplies(torch.device("cuda"))),
+    reason="no CUDA device on which torch multiplies blocks of FP8 (capability 9, CUDA 12.9)",
 )
 either = pytest.mark.parametrize("powers", [False, True], ids=["any scale", "powers of two"])
 
@@ -109,6 +112,22 @@ def test_torch_gets_what_it_demands(rows: int, inputs: int, powers: bool, monkey
     codes, scale, bias = codes[48:], scale[48:], torch.randn(192).to(torch.bfloat16)
     found = fp8.linear(x, codes, scale, bias, powers)
     torch.testing.assert_close(found, reference.activations_too(x, codes, scale, bias, powers), rtol=2**-7, atol=1e-3)
+
+
+def unscaled(*arguments: Any, **options: Any) -> Tensor:
+    return scaled_mm_by_the_book(*arguments, **options) * 2
+
+
+def too_old(*_: Any, **__: Any) -> Tensor:
+    raise NotImplementedError("scaling by blocks requires a newer library")
+
+
+@pytest.mark.parametrize(("product", "expected"), [(scaled_mm_by_the_book, True), (unscaled, False), (too_old, False)])
+def test_a_device_is_believed_when_it_has_multiplied(
+    product: Callable[..., Tensor], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(F, "scaled_mm", product)
+    assert fp8.multiplies.__wrapped__(torch.device("cpu")) is expected
 
 
 @pytest.mark.parametrize(

@@ -6,15 +6,16 @@ Everywhere else a weight is dequantised and the activations stay as they are (`r
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from paceline.formats import BLOCK, quantise_activations
+from paceline.formats import BLOCK, FP8_MOST, quantise_activations
+from paceline.kernels import reference
 
 ROWS = 128  # of each call, filled up with zeros: cuBLAS chooses its way by shape, so a row always goes the same one
-HOPPER = 9  # compute capability; torch refuses scales by blocks of 128 on every other
-CUBLAS = (12, 9)  # CUDA release since which cuBLAS knows them
 
 
 def serves(x: Tensor, weight: Tensor) -> bool:
@@ -22,15 +23,23 @@ def serves(x: Tensor, weight: Tensor) -> bool:
     if not x.is_cuda or x.dtype != torch.bfloat16 or weight.dtype != torch.float8_e4m3fn:
         return False
     outputs, inputs = weight.shape
-    return inputs % BLOCK == 0 and outputs % 16 == 0 and supported(x.device)
+    return inputs % BLOCK == 0 and outputs % 16 == 0 and multiplies(x.device)
 
 
-def supported(device: torch.device) -> bool:
-    """Whether this CUDA device multiplies so, by the libraries that torch was built with."""
-    cuda = torch.version.cuda  # None for other makers' devices
-    if cuda is None or tuple(map(int, cuda.split("."))) < CUBLAS:
+@cache
+@torch.inference_mode()
+def multiplies(device: torch.device) -> bool:
+    """Whether torch multiplies so on this device, and rightly: tried once, on a small product. It depends on the device
+    (compute capability 9, as of torch 2.13) and on the libraries that torch was built with (CUDA 12.9)."""
+    x = torch.linspace(-3, 2, 5 * 2 * BLOCK, device=device).view(5, -1).to(torch.bfloat16)
+    codes = torch.linspace(-FP8_MOST, FP8_MOST, 48 * 2 * BLOCK, device=device).view(48, -1).to(torch.float8_e4m3fn)
+    scale = torch.linspace(0.001, 0.003, 48 * 2, device=device).view(48, 2)
+    try:
+        found = linear(x, codes, scale, None, powers=False)
+    except (RuntimeError, ValueError):
         return False
-    return torch.cuda.get_device_capability(device)[0] == HOPPER
+    expected = reference.activations_too(x, codes, scale, None, powers=False)
+    return torch.allclose(found, expected, rtol=2**-5, atol=2**-6 * float(expected.abs().max()))
 
 
 def linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, powers: bool) -> Tensor:

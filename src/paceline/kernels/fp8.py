@@ -44,7 +44,8 @@ def multiplies(device: torch.device) -> bool:
 
 def linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, powers: bool) -> Tensor:
     """As `reference.activations_too`; x bfloat16."""
-    parts = [_tile(part, weight, by_group(scale), powers) for part in x.split(ROWS)]
+    scale = by_group(scale)
+    parts = [_tile(part, weight, scale, powers) for part in x.split(ROWS)]
     y = parts[0] if len(parts) == 1 else torch.cat(parts)
     return y if bias is None else y + bias
 

@@ -7,12 +7,14 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from servers import PATIENCE, Served, serving, until
 
@@ -132,6 +134,33 @@ def test_a_port_that_is_taken(tiny_model: Path) -> None:
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"{port}.*--port"):
             run(tiny_model, ServerSettings(port=port))
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no /dev/full")
+def test_a_log_that_cannot_be_written(tiny_model: Path) -> None:
+    """Not a line of it, from the start to the end."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    start = "from paceline.cli.main import main; main()"
+    command = [sys.executable, "-c", start, "serve", "--model", str(tiny_model), "--port", str(port), "--threads", "1"]
+    with open("/dev/full", "wb") as full, httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE) as http:
+        process = subprocess.Popen(command, stderr=full)
+        try:
+            until(lambda: process.poll() is not None or answers(http), "the server did not start")
+            assert http.post(COMPLETIONS, json=SHORT).status_code == 200
+            assert http.post(COMPLETIONS, json=SHORT | {"n": 0}).status_code == 400
+            process.terminate()
+            process.wait(PATIENCE)
+        finally:
+            process.kill()
+            process.wait()
+
+
+def answers(http: httpx2.Client) -> bool:
+    try:
+        return http.get("/ready").status_code == 200
+    except httpx2.TransportError:
+        return False
 
 
 def test_the_first_signal_drains(server: Served) -> None:

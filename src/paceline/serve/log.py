@@ -19,10 +19,14 @@ _ID = re.compile(rb"[\w.:-]{1,128}", re.ASCII)
 
 
 def log(event: str, **fields: Any) -> None:
-    """A full disk or a closed terminal is no reason to stop serving."""
     moment = datetime.now(UTC).isoformat(timespec="milliseconds")
+    say(json.dumps({"time": moment, "event": event} | fields))
+
+
+def say(line: str) -> None:
+    """On stderr. A full disk or a closed terminal is no reason to stop serving."""
     with suppress(OSError, ValueError):
-        print(json.dumps({"time": moment, "event": event} | fields), file=sys.stderr, flush=True)
+        print(line, file=sys.stderr, flush=True)
 
 
 class RequestLog:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import sys
 from pathlib import Path
 from types import FrameType
 
@@ -14,6 +13,7 @@ from paceline.errors import UserError
 from paceline.serve.app import make_app
 from paceline.serve.client import EngineClient
 from paceline.serve.cores import available, engine_threads
+from paceline.serve.log import say
 from paceline.serve.metrics import Metrics
 from paceline.serve.settings import ServerSettings
 from paceline.serve.state import State
@@ -77,4 +77,4 @@ def _announce(settings: ServerSettings, listener: socket.socket, client: EngineC
     shown = f"[{host}]" if ":" in host else host
     facts = client.facts
     drafts = f"{facts.drafter}, {'up to ' if facts.auto else ''}{facts.num_speculative_tokens} tokens at a time"
-    print(f"paceline: {settings.served_names[0]} at http://{shown}:{port}/v1 ({drafts})", file=sys.stderr, flush=True)
+    say(f"paceline: {settings.served_names[0]} at http://{shown}:{port}/v1 ({drafts})")

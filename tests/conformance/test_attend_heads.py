@@ -83,7 +83,7 @@ class Drawn:
         return reference.attend_rows(q, [keys[slots].float()], [values[slots].float()], sight, 0.3)
 
 
-@pytest.fixture(params=[1, 2])
+@pytest.fixture(params=[1, 2, 3])
 def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)

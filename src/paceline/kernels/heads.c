@@ -202,6 +202,15 @@ static void attend_tiles(const Pass *m, long *next, long tile, long together, fl
     }
 }
 
+/* How many key heads one tile takes, so that all threads have work, and about as much. */
+static long heads_together(const Pass *m, long tile, int threads) {
+    long tiles = 0, together = TOGETHER, units;
+    for (long r = 0; r < m->requests; r++) tiles += (m->starts[r + 1] - m->starts[r] + tile - 1) / tile;
+    while ((units = tiles * ((m->kv_heads + together - 1) / together)) % threads && units < 4 * threads && together > 1)
+        together /= 2;
+    return together;
+}
+
 /* q [rows, heads, own + rest], rows `q_stride` apart. A slot has keys [kv_heads, own] and what they share [rest], `k_stride` numbers on from the
  * slot before, and values [kv_heads, v_dim], `v_stride` on; own, rest and v_dim are multiples of 32. out [rows, heads,
  * v_dim]. Query head h reads key head h / (heads / kv_heads); scale is above 0. numbers: starts [requests + 1], context,
@@ -218,7 +227,7 @@ void attend_heads(const bf16 *q, const bf16 *keys, const bf16 *shared, const bf1
                        requests, heads,    kv_heads, q_stride, own, rest, v_dim, k_stride, v_stride, block_size,
                        longest,  scale};
     long room = 4 * (longest + AHEAD + PLACES) + TOGETHER * QUERIES * (longest + PLACES), next = 0;
-    long together = numbers[requests] < threads ? 1 : TOGETHER; /* one row is shared out by heads */
+    const long together = heads_together(&pass, tile, threads);
     if (threads == 1) { /* a team of one would cost a microsecond */
         attend_tiles(&pass, &next, tile, together, scratch);
         return;

@@ -88,6 +88,21 @@ def test_arms_take_turns_and_the_first_run_is_not_counted() -> None:
     assert row["arms"]["auto"]["speedup"]["output"]["median"] == 1.0
 
 
+@pytest.mark.parametrize("lies", [False, True])
+def test_text_is_compared_where_one_side_tells_no_ids(lies: bool) -> None:
+    class Server(Recorded):
+        def run(self, jobs: list[Job], load: Closed, tick: Tick) -> list[Answer]:
+            answers = super().run(jobs, load, tick)
+            for answer in answers:
+                answer.text, answer.tokens = repr(answer.tokens), None
+            return answers
+
+    record, work = Record("compare", "", {}, {}), [Job([1], PARAMS, str(i), "mock") for i in range(2)]
+    arms, levels = [Recorded("auto"), Server("me", lies=lies)], [Level({"concurrency": 1}, work, Closed(1))]
+    list(measure(record, arms, levels, 2, lambda tokens: None, decode=repr))
+    assert record.rows[0]["compared"] == "text" and record.rows[0]["arms"]["me"]["different"] == 2 * lies
+
+
 def test_what_was_measured_stays_when_an_arm_dies() -> None:
     class Dies(Recorded):
         def run(self, jobs: list[Job], load: Closed, tick: Tick) -> list[Answer]:

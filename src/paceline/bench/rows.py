@@ -15,6 +15,7 @@ from paceline.bench.verdicts import best_fixed
 from paceline.request import SpeculationStats
 
 WARM_UP_TOKENS, WARM_UP_REQUESTS = 16, 8
+Decode = Callable[[list[int]], str]
 Extra = Callable[[Sequence[Answer], Columns], Columns]  # further columns, of the answers and the columns there are
 
 
@@ -119,10 +120,11 @@ def measure(
     tick: Tick,
     say: Callable[[str], None] = lambda words: None,
     reference: str | None = None,
+    decode: Decode | None = None,
 ) -> Iterator[dict[str, list[Answer]]]:
     """Fills the record, a row for each level, after every repeat. Who begins a repeat changes from one to the next, and
-    a first short run of everyone is not counted. reference: the arm whose answers are right, else the first. Yields the
-    answers of each level's last repeat."""
+    a first short run of everyone is not counted. reference: the arm whose answers are right, else the first. decode:
+    for arms of which some tell token ids, others text. Yields the answers of each level's last repeat."""
     for index, level in enumerate(levels):
         say(", ".join(f"{name} {value}" for name, value in level.where.items()))
         row = Row(level.where, {arm.name: Side() for arm in arms}, reference or arms[0].name)
@@ -133,7 +135,7 @@ def measure(
             found = run_all([*arms[turn:], *arms[:turn]], level, tick)
             for arm in arms:
                 row.sides[arm.name].add(found[arm.name], level)
-            _compare(row, found)
+            _compare(row, found, decode)
             record.put(index, row.as_dict())
         yield found
 
@@ -156,11 +158,16 @@ def warm_up(arms: Sequence[Arm], jobs: Sequence[Job], concurrency: int) -> None:
         arm.run(short, Closed(min(concurrency, len(short))), lambda tokens: None)
 
 
-def _compare(row: Row, found: dict[str, list[Answer]]) -> None:
-    """Counts the answers that are not the reference's."""
+def _compare(row: Row, found: dict[str, list[Answer]], decode: Decode | None) -> None:
+    """Counts the answers that are not the reference's, by token ids where both sides tell them, else by text."""
     base = found[row.reference]
     for name, side in row.sides.items():
         for one, other in zip(base, found[name], strict=True):
             by_ids = one.tokens is not None and other.tokens is not None
             row.by_ids = row.by_ids and by_ids
-            side.different += (one.tokens != other.tokens) if by_ids else (one.text != other.text)
+            said = [answer.tokens if by_ids else _text(answer, decode) for answer in (one, other)]
+            side.different += said[0] != said[1]
+
+
+def _text(answer: Answer, decode: Decode | None) -> str | None:
+    return answer.text if answer.tokens is None or decode is None else decode(answer.tokens)

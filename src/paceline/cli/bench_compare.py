@@ -65,7 +65,8 @@ def bench_compare(
     settings = {"num_requests": num_requests, "repeats": repeats, "engine": options}
     record = setup.new_record("compare", subject.facts(model.quantization), sides, asked, result, settings)
     level = Level({"concurrency": 1, "requests": num_requests}, jobs, Closed(1))
-    for _ in setup.run_all(record, sides, [level], repeats, result, reference=names[0], exact=names):
+    decode = subject.tokenizer.decode
+    for _ in setup.run_all(record, sides, [level], repeats, result, names[0], exact=names, decode=decode):
         pass
 
 

@@ -149,15 +149,17 @@ def run_all(
     result: Result,
     reference: str | None = None,
     exact: Sequence[str] | None = None,
+    decode: Callable[[list[int]], str] | None = None,
 ) -> Iterator[dict[str, list[Answer]]]:
     """Measures, and shows what was measured, whatever ends it. reference: the arm whose answers are right, else the
-    first. exact: the arms that must give them too, else all. Yields the answers of each level."""
+    first. exact: the arms that must give them too, else all. decode: where some arms tell token ids, others text.
+    Yields the answers of each level."""
     from paceline.bench.rows import measure
     from paceline.cli.bench_show import finishing
 
     tokens = repeats * len(arms) * sum(level.tokens for level in levels)
     with finishing(record, result, exact), progress_bar(tokens) as (tick, say):
-        yield from measure(record, arms, levels, repeats, tick, say, reference)
+        yield from measure(record, arms, levels, repeats, tick, say, reference, decode)
 
 
 @contextmanager

@@ -37,7 +37,7 @@ def bench_table(
     num_requests: shared.NumRequests = None,
     full: shared.Full = False,
     arms: shared.Arms = None,
-    repeats: shared.Repeats = 5,
+    repeats: shared.Repeats = 10,
     served: shared.Served,
     result: shared.Result,
     spec_bench: shared.SpecBench = None,

@@ -17,8 +17,10 @@ from paceline.config import ModelConfig
 from paceline.kernels import gated, native, pack_weight, rowwise
 from paceline.kernels.cpu import GRAIN
 from paceline.layers.basic import Linear
-from paceline.models import build_model
+from paceline.layers.moe import Router
+from paceline.models import build_model, build_mtp
 from paceline.models.decoder import DecoderModel
+from paceline.models.mtp import MTP, MTPDepth
 
 BF16 = torch.bfloat16
 needs_bf16 = pytest.mark.skipif(
@@ -27,10 +29,13 @@ needs_bf16 = pytest.mark.skipif(
 
 QWEN3_MOE = {"model_type": "qwen3_moe", "num_nextn_predict_layers": 0, "num_key_value_heads": 2, "head_dim": 32}
 FEW_HEADS = {"kv_lora_rank": 256}
+ONE_CALL = FEW_HEADS | {"qk_rope_head_dim": 32, "n_group": 1}
 SHAPES: dict[str, dict[str, Any]] = {
     "small: heads and experts fused": {},
     "few heads: attention in one call": FEW_HEADS | {"qk_rope_head_dim": 32},
     "few heads of uneven size": FEW_HEADS,
+    "few heads, one group: layers in one call": ONE_CALL,
+    "layers in one call, no shared expert": ONE_CALL | {"n_shared_experts": 0},
     "query rank: heads apart": {"q_lora_rank": 48},
     "large experts: one by one": {"n_routed_experts": 32, "moe_intermediate_size": 192, "n_group": 1},
     "no shared expert": {"n_shared_experts": 0},
@@ -44,10 +49,18 @@ SHAPES: dict[str, dict[str, Any]] = {
 def model_of(changes: dict[str, Any]) -> DecoderModel:
     config = ModelConfig.from_dict(tiny_config(**changes))
     model = build_model(config).to(BF16).eval().requires_grad_(False)
+    fill(model, config)
+    return model
+
+
+def fill(model: DecoderModel | MTP, config: ModelConfig) -> None:
+    """Values as `random_weights` draws them; a router's bias is in float32."""
+    for part in model.modules():
+        if isinstance(part, Router) and part.e_score_correction_bias is not None:
+            part.e_score_correction_bias.data = part.e_score_correction_bias.data.to(torch.float32)
     values = random_weights(config)
     for name, view in model.weights().items():
         view.copy_(values[name])
-    return model
 
 
 @torch.inference_mode()
@@ -89,6 +102,37 @@ def test_attention_in_one_call_is_for_whole_blocks() -> None:
         model = model_of(FEW_HEADS | {"qk_rope_head_dim": rope})
         model.pack()
         assert all((layer._half is not None) == found for layer in model.layers)
+
+
+@pytest.mark.skipif(not hasattr(native.library(), "mtp_module"), reason="this CPU has no bf16 products of our own")
+@torch.inference_mode()
+def test_a_module_in_one_call_says_what_its_parts_say() -> None:
+    """Bit for bit, all rows at once and in chunks; and so its layer in one call."""
+    model = model_of(ONE_CALL)
+    mtp = build_mtp(model.config, model, 1).to(BF16).requires_grad_(False)
+    fill(mtp, model.config)
+    mtp.pack()
+    (module,) = mtp.depths
+    model.pack()
+    assert isinstance(module, MTPDepth) and all(layer.whole is not None for layer in model.layers)
+    generator = torch.Generator().manual_seed(1)
+    tokens, features = torch.randint(4, 300, (50,), generator=generator).tolist(), torch.randn(50, 64).to(BF16)
+
+    def outputs(chunks: list[int]) -> Tensor:
+        pool, parts, place = Pool(mtp.cache, 64, 8, BF16), [], 1
+        for size, some in zip(chunks, features.split(chunks), strict=True):
+            batch = make_batch([Row(tokens[place - 1 : place - 1 + size], place, list(range(9)))], 8, first=1)
+            parts.append(module(batch.tokens, batch.positions, PagedAttend(pool, batch), some))
+            place += size
+        return torch.cat(parts)
+
+    assert module._whole is not None and module.block.whole is not None
+    whole = outputs([50])
+    assert torch.equal(outputs([1, 2, 3, 5, 39]), whole)
+    module._whole = None
+    assert torch.equal(outputs([50]), whole)
+    module.block.whole = None
+    assert torch.equal(outputs([30, 20]), whole)
 
 
 @needs_bf16

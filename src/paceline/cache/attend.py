@@ -61,7 +61,11 @@ class PagedAttend:
         pool, batch = self.pool, self.batch
         if not pool.spec.shared or batch.tree is not None:
             return None
-        return mla.Paged(pool.memory[layer], batch.slots, self.tables, pool.block_size)
+        return mla.Paged(pool.memory[layer], self.all_layers)
+
+    @cached_property
+    def all_layers(self) -> mla.Pass:
+        return mla.Pass(self.batch.slots, self.tables, self.pool.block_size, self.pool.spec.num_kv_heads)
 
     @cached_property
     def tables(self) -> latent.Tables:

@@ -13,14 +13,36 @@ from paceline.kernels import heads, latent, native
 from paceline.kernels.linear import BLOCK, pack_weight
 
 
+class _Pass(ctypes.Structure):
+    """`Pass` of native.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("slots", "numbers", "scratch")),
+        *((name, ctypes.c_long) for name in ("rows", "requests", "block_size", "longest", "tile")),
+        *((name, ctypes.c_int) for name in ("attending", "threads")),
+    )
+
+
+class Pass:
+    """What all layers of a pass share: the slots [T] of its rows, and where what they attend to is."""
+
+    def __init__(self, slots: Tensor, tables: latent.Tables, block_size: int, num_heads: int) -> None:
+        rows = slots.shape[0]
+        attending, tile, scratch = heads.shared_work(tables, rows, num_heads)
+        self.held = slots, tables, scratch  # as long as `where` points to them
+        self._struct = _Pass(
+            slots.data_ptr(), tables.numbers.data_ptr(), scratch.data_ptr(), rows, len(tables.context), block_size,
+            tables.longest, tile, attending, torch.get_num_threads(),
+        )  # fmt: skip
+        self.where = ctypes.addressof(self._struct)
+
+
 class Paged(NamedTuple):
-    """Where a pass keeps what it makes: memory [slots of the pool, heads * (nope + v) + rope], keys, then their shared
-    part, then values; slots [T]: its own rows'."""
+    """A layer's cache in a pass: memory [slots of the pool, heads * (nope + v) + rope], keys, then their shared part,
+    then values."""
 
     memory: Tensor
-    slots: Tensor
-    tables: latent.Tables
-    block_size: int
+    all_layers: Pass
 
 
 @dataclass(frozen=True)
@@ -55,8 +77,8 @@ class Weights(NamedTuple):
     next_norm: Tensor
 
 
-class _Layer(ctypes.Structure):
-    """`MLA` of mla.c."""
+class _HalfLayer(ctypes.Structure):
+    """`HalfLayer` of mla.c."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in Weights._fields),
@@ -70,22 +92,16 @@ class HalfLayer:
 
     def __init__(self, shape: Shape, weights: Weights) -> None:
         self.shape, self.weights = shape, weights
-        self._layer = _Layer(*(weight.data_ptr() for weight in weights), *astuple(shape))
-        self._where, self._room = ctypes.addressof(self._layer), shape.room
+        self._struct = _HalfLayer(*(weight.data_ptr() for weight in weights), *astuple(shape))
+        self.where, self._room = ctypes.addressof(self._struct), shape.room
 
     def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, paged: Paged) -> tuple[Tensor, Tensor]:
         """x [T, hidden], cos and sin [T, 1, rope / 2] contiguous to two [T, hidden]; writes the rows' keys and values
         to their slots. A row has the same bits among any others."""
-        (rows, hidden), tables = x.shape, paged.tables
-        total, normed = torch.empty(2, rows, hidden, dtype=x.dtype).unbind(0)
-        threads, tile, scratch = heads.shared_work(tables, rows, self.shape.heads)
-        room = torch.empty(rows * self._room, dtype=x.dtype)
-        native.call(
-            "mla", self._where, x.data_ptr(), total.data_ptr(), normed.data_ptr(), cos.data_ptr(), sin.data_ptr(),
-            paged.memory.data_ptr(), paged.slots.data_ptr(), tables.numbers.data_ptr(), scratch.data_ptr(),
-            room.data_ptr(), rows, len(tables.context), paged.block_size, tables.longest, tile, threads,
-            torch.get_num_threads(),
-        )  # fmt: skip
+        total, normed = torch.empty(2, *x.shape, dtype=x.dtype).unbind(0)
+        room = torch.empty(x.shape[0] * self._room, dtype=x.dtype)
+        pointers = (tensor.data_ptr() for tensor in (paged.memory, x, cos, sin, total, normed, room))
+        native.call("mla", self.where, paged.all_layers.where, *pointers)
         return total, normed
 
 

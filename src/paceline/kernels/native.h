@@ -8,6 +8,23 @@ void attend_heads(const bf16 *q, const bf16 *keys, const bf16 *shared, const bf1
                   const int64_t *numbers, float *scratch, long requests, long heads, long kv_heads, long q_stride,
                   long own, long rest, long v_dim, long k_stride, long v_stride, long block_size, long longest,
                   float scale, long tile, int threads);
+void norm_pairs(const int64_t *tokens, const bf16 *table, const bf16 *states, const bf16 *token_weight,
+                const bf16 *state_weight, bf16 *made, long rows, long n, int states_first, float eps);
+void route(const bf16 *all, const bf16 *weight, const float *bias, float *all_shares, long rows, long experts, long hidden,
+           long top, int normalise, float scaling, int threads);
+void gated_experts(const bf16 *x, const float *shares, const bf16 *gate_up, const bf16 *down, bf16 *out, bf16 *inner,
+                   float *sums, int32_t *numbers, long rows, long hidden, long width, long experts, long all, int threads);
+
+/* A pass over a paged cache, for all its layers: the slots of its rows, and what attend_heads takes. */
+typedef struct {
+    const int64_t *slots, *numbers;
+    float *scratch;
+    long rows, requests, block_size, longest, tile;
+    int attending, threads; /* threads for attention, and for products */
+} Pass;
+typedef struct HalfLayer HalfLayer;
+void mla(const HalfLayer *m, const Pass *pass, bf16 *pool, const bf16 *x, const float *cos, const float *sin, bf16 *sum,
+         bf16 *normed, bf16 *room);
 
 /* In place on x [2 * half]: interleaved pairs to halves, turned by cos and sin [half]; half is at most 256. */
 static inline void rotate_pairs(bf16 *x, const float *cos, const float *sin, long half) {

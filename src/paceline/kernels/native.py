@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-_FILES = ("native.c", "latent.c", "heads.c", "linear.c", "moe.c", "mla.c", "noise.c", "int8.c")
+_FILES = ("native.c", "latent.c", "heads.c", "linear.c", "moe.c", "mla.c", "layer.c", "noise.c", "int8.c")
 SOURCES = tuple(Path(__file__).with_name(name) for name in _FILES)
 HEADERS = tuple(Path(__file__).with_name(name) for name in ("bf16.h", "quick_exp.h", "tile.h", "lanes.h", "native.h"))
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-fPIC")
@@ -26,7 +26,7 @@ SHARED_AT_LEAST = 1 << 18  # weights of a product below which waking other threa
 MANY = 1 << 16  # numbers that a small step goes through, below which it keeps to one thread
 OFF = "PACELINE_NO_NATIVE"  # environment variable: any value keeps to plain torch
 _LONG, _POINTER, _FLOAT = ctypes.c_long, ctypes.c_void_p, ctypes.c_float
-_SIGNATURES = {
+SIGNATURES = {
     "rms_norm": [_POINTER] * 3 + [_LONG] * 3 + [_FLOAT, ctypes.c_int],
     "norm_pairs": [_POINTER] * 6 + [_LONG] * 2 + [ctypes.c_int, _FLOAT],
     "gumbel": [_POINTER] * 3 + [_LONG] * 2,
@@ -39,7 +39,9 @@ _SIGNATURES = {
     "attend_heads": [_POINTER] * 7 + [_LONG] * 11 + [_FLOAT, _LONG, ctypes.c_int],
     "bf16_linear": [_POINTER] * 4 + [_LONG] * 3 + [ctypes.c_int],
     "gated_experts": [_POINTER] * 8 + [_LONG] * 5 + [ctypes.c_int],
-    "mla": [_POINTER] * 11 + [_LONG] * 5 + [ctypes.c_int] * 2,
+    "mla": [_POINTER] * 9,
+    "decoder_layer": [_POINTER] * 8,
+    "mtp_module": [_POINTER] * 8,
     "int8_linear": [_POINTER] * 5 + [_LONG] * 3 + [ctypes.c_int],
 }
 
@@ -55,7 +57,7 @@ def library() -> ctypes.CDLL | None:
         loaded = ctypes.CDLL(str(_compiled(compiler)))
     except (OSError, subprocess.SubprocessError):
         return None
-    for name, arguments in _SIGNATURES.items():
+    for name, arguments in SIGNATURES.items():
         function = getattr(loaded, name, None)
         if function is None:  # the products are for some processors only
             continue

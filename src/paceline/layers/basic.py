@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paceline.kernels import gated, pack_weight, packed_linear, rms_norm
+from paceline.kernels.layer import Mixture
+from paceline.kernels.moe import pack_experts
 
 
 class Linear(nn.Module):
@@ -18,15 +20,15 @@ class Linear(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
-        self._packed: Tensor | None = None
+        self.packed: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._packed is not None:
-            return packed_linear(x, self._packed, self.bias)
+        if self.packed is not None:
+            return packed_linear(x, self.packed, self.bias)
         return F.linear(x, self.weight, self.bias)
 
     def pack(self) -> None:
-        self._packed = pack_weight(self.weight)
+        self.packed = pack_weight(self.weight)
 
 
 class Embedding(nn.Module):
@@ -64,6 +66,14 @@ class GatedMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.down(gated(self.gate_up(x)))
         return out
+
+    def mixture(self) -> Mixture | None:
+        """The same as experts, for a layer in one call: one that is everybody's."""
+        if not all(isinstance(part, Linear) and part.bias is None for part in (self.gate_up, self.down)):
+            return None
+        gate, up = self.gate_up.weight.chunk(2)
+        packed = pack_experts([gate], [up], [self.down.weight])
+        return None if packed is None else Mixture(packed)
 
     def weights(self) -> dict[str, Tensor]:
         named = prefixed("down_proj.", dict(self.down.named_parameters()))

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paceline.kernels import gated, pack_weight, packed_linear, route, router_scores
+from paceline.kernels import gated, native, pack_weight, packed_linear, route, router_scores
+from paceline.kernels.layer import Mixture
 from paceline.kernels.moe import PackedExperts, gated_experts, pack_experts
 from paceline.layers.basic import GatedMLP, prefixed
 
@@ -143,6 +144,15 @@ class MoE(nn.Module):
         pairs = [(pack_weight(self.gate_up[e]), pack_weight(self.down[e])) for e in range(self.sizes.num_experts)]
         packed = [(g, d) for g, d in pairs if g is not None and d is not None]
         self._packed = packed if len(packed) == len(pairs) else None
+
+    def mixture(self) -> Mixture | None:
+        """What this is, packed, for a layer in one call."""
+        s, gate = self.sizes, self.gate
+        bias = gate.e_score_correction_bias
+        simple = s.top_groups == s.num_groups and s.num_experts <= native.MAX_EXPERTS
+        if self._compiled is None or bias is None or bias.dtype != torch.float32 or not simple:
+            return None
+        return Mixture(self._compiled, gate.weight, bias, s.top_k, s.normalise, s.scaling)
 
     def expert_weights(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Gates, ups [intermediate, hidden] and downs [hidden, intermediate] of the routed experts and then the shared

@@ -49,18 +49,19 @@ class Rope(nn.Module):
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """positions [T] to cos, sin [T, 1, dim/2] in float32. Positions beyond the context or below 0 mean nothing."""
-        if self._table is None or self._table.device != positions.device:
-            with torch.inference_mode(False):  # it outlives this pass, and a later one may train
-                self._table = self.table(positions.device)
         places = positions.clamp(0, self.max_positions - 1)
-        cos, sin = self._table.index_select(1, places).unsqueeze(-2).unbind(0)
+        cos, sin = self.table(positions.device).index_select(1, places).unsqueeze(-2).unbind(0)
         return cos, sin
 
     def table(self, device: torch.device) -> Tensor:
         """cos and sin of every position, [2, max_positions, dim/2]. Made once, so that a position has the same bits in
         every pass: vectorised cos and sin differ in the last bit from the scalar ones that finish a row."""
-        angles = torch.arange(self.max_positions, dtype=torch.float32, device="cpu")[:, None] * self.inverse.cpu()
-        return (torch.stack((angles.cos(), angles.sin())) * self.scale).to(device)
+        if self._table is None or self._table.device != device:
+            with torch.inference_mode(False):  # it outlives this pass, and a later one may train
+                places = torch.arange(self.max_positions, dtype=torch.float32, device="cpu")
+                angles = places[:, None] * self.inverse.cpu()
+                self._table = (torch.stack((angles.cos(), angles.sin())) * self.scale).to(device)
+        return self._table
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """x [T, heads, dim or more] to the same shape: the first `dim` numbers of each head rotated, the rest as it is.

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from paceline.config import ModelConfig
 from paceline.formats import Format
+from paceline.kernels.layer import PackedLayer
 from paceline.kernels.mla import HalfLayer
 from paceline.layers.attention import MLA, Attend, CacheSpec
-from paceline.layers.basic import Embedding, Linear, RMSNorm, prefixed
+from paceline.layers.basic import Embedding, GatedMLP, Linear, RMSNorm, prefixed
+from paceline.layers.moe import MoE
 from paceline.layers.rope import Rope
 
 
@@ -25,9 +27,12 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = RMSNorm(hidden_size, eps)
         self.post_attention_layernorm = RMSNorm(hidden_size, eps)
         self._half: HalfLayer | None = None
+        self.whole: PackedLayer | None = None
 
     def forward(self, layer: int, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
         """x [T, hidden], cos and sin [T, 1, rotary / 2] to [T, hidden]; attends as `layer`."""
+        if self.whole is not None and (paged := attend.paged(layer)) is not None:
+            return self.whole(x, cos, sin, paged)
         x, normed = self.attended(layer, x, cos, sin, attend)
         return x + self.mlp(normed)  # type: ignore[no-any-return]
 
@@ -42,6 +47,8 @@ class DecoderLayer(nn.Module):
         """After its parts."""
         if isinstance(self.self_attn, MLA):
             self._half = self.self_attn.with_norms(self.input_layernorm, self.post_attention_layernorm)
+        mixture = self.mlp.mixture() if isinstance(self.mlp, GatedMLP | MoE) else None
+        self.whole = PackedLayer(self._half, mixture) if self._half and mixture else None
 
     def weights(self) -> dict[str, Tensor]:
         named = {

@@ -16,6 +16,7 @@ from functools import cached_property
 from torch import Tensor, nn
 
 from paceline.kernels import norm_pairs
+from paceline.kernels.layer import Join, PackedModule, pack_module
 from paceline.layers.attention import Attend, CacheSpec
 from paceline.layers.basic import Embedding, Linear, RMSNorm, prefixed
 from paceline.models.decoder import DecoderLayer, DecoderModel, pack
@@ -75,15 +76,27 @@ class MTPDepth(nn.Module):
         self.norm = RMSNorm(hidden, eps)
         self.embed_tokens = target.embed_tokens if shares else Embedding(vocab, hidden)
         self.head = target.lm_head if shares else Linear(hidden, vocab)
+        self._whole: PackedModule | None = None
 
     def forward(self, tokens: Tensor, positions: Tensor, attend: Attend, features: Tensor) -> Tensor:
         """tokens, positions [T], features [T, hidden] to states after shared_head.norm [T, hidden];
         attends as layer `index`."""
+        if self._whole is not None and (paged := attend.paged(self.index)) is not None:
+            return self._whole(tokens, positions, features, paged)
         cos, sin = self.rope(positions)
         weights = self.enorm.weight, self.hnorm.weight
         pairs = norm_pairs(tokens, self.embed_tokens.weight, features, weights, self.enorm.eps, self.hidden_first)
         x = self.eh_proj(pairs)
         return self.norm(self.block(self.index, x, cos, sin, attend))  # type: ignore[no-any-return]
+
+    def pack(self) -> None:
+        """After its parts."""
+        joined = self.eh_proj.packed if isinstance(self.eh_proj, Linear) else None
+        if self.block.whole is None or joined is None:
+            return
+        parts = (self.embed_tokens.weight, self.enorm.weight, self.hnorm.weight, joined, self.norm.weight)
+        around = Join(*parts, self.rope.table(joined.device), self.hidden_first, self.norm.eps)
+        self._whole = pack_module(self.block.whole, around)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[L, hidden] to [L, vocab]."""

@@ -1,0 +1,61 @@
+/* A whole decoder layer in one call: mla.c's half, then a mixture of experts or one gated MLP, and the sum; and a whole
+ * module for drafting around such a layer. Made of the other files' functions, so a row has the same bits among any
+ * others. No state, no allocation. */
+#include "bf16.h"
+
+#if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
+#include "native.h"
+
+/* attention: as mla reads it. router [experts, hidden], bias [experts], gate_up, down: as route and gated_experts read
+ * them; one gated MLP is a mixture of no experts and of one that is everybody's (`all` counts both). */
+typedef struct {
+    const HalfLayer *attention;
+    const bf16 *router;
+    const float *bias;
+    const bf16 *gate_up, *down;
+    long hidden, experts, all, top, width, normalise;
+    float scaling;
+} Layer;
+
+/* A layer between embedding and state, and a norm: cos, sin [places, half] by position. */
+typedef struct {
+    const Layer *layer;
+    const bf16 *table, *token_norm, *state_norm, *join, *norm;
+    const float *cos, *sin;
+    long places, half, states_first;
+    float eps;
+} Module;
+
+/* x [rows, hidden] to out [rows, hidden]. room: layer.py counts it. */
+void decoder_layer(const Layer *m, const Pass *p, bf16 *pool, const bf16 *x, const float *cos, const float *sin, bf16 *out,
+                   void *room) {
+    long rows = p->rows, count = rows * m->hidden, pairs = rows * (m->top + m->all - m->experts);
+    float *sums = room, *shares = sums + count;
+    int32_t *numbers = (int32_t *)(shares + rows * m->experts);
+    bf16 *normed = (bf16 *)(numbers + m->all + 1 + pairs), *added = normed + count, *inner = added + count;
+    mla(m->attention, p, pool, x, cos, sin, out, normed, inner + pairs * m->width);
+    if (m->experts)
+        route(normed, m->router, m->bias, shares, rows, m->experts, m->hidden, m->top, (int)m->normalise, m->scaling, 1);
+    gated_experts(normed, shares, m->gate_up, m->down, added, inner, sums, numbers, rows, m->hidden, m->width, m->experts,
+                  m->all, p->threads);
+#pragma omp simd
+    for (long i = 0; i < count; i++) out[i] = down(up(out[i]) + up(added[i]));
+}
+
+/* tokens, positions [rows] and states [rows, hidden] to out [rows, hidden]. room: layer.py counts it. */
+void mtp_module(const Module *m, const Pass *p, bf16 *pool, const int64_t *tokens, const int64_t *positions,
+                const bf16 *states, bf16 *out, void *room) {
+    long rows = p->rows, hidden = m->layer->hidden;
+    float *cos = room, *sin = cos + rows * m->half;
+    bf16 *pairs = (bf16 *)(sin + rows * m->half), *x = pairs + rows * 2 * hidden, *y = x + rows * hidden;
+    for (long r = 0; r < rows; r++) {
+        long place = positions[r] < 0 ? 0 : positions[r] < m->places ? positions[r] : m->places - 1;
+        memcpy(cos + r * m->half, m->cos + place * m->half, m->half * sizeof *cos);
+        memcpy(sin + r * m->half, m->sin + place * m->half, m->half * sizeof *sin);
+    }
+    norm_pairs(tokens, m->table, states, m->token_norm, m->state_norm, pairs, rows, hidden, (int)m->states_first, m->eps);
+    bf16_linear(pairs, m->join, 0, x, rows, 2 * hidden, hidden, p->threads);
+    decoder_layer(m->layer, p, pool, x, cos, sin, y, y + rows * hidden);
+    rms_norm(y, m->norm, out, rows, hidden, hidden, m->eps, 1);
+}
+#endif

@@ -27,8 +27,8 @@ from paceline.spec.survival import History, Kind, Survival
 from paceline.spec.width import StepFacts
 
 _ROOM = 2  # drafts beyond the plan, for those that turn out sure, where questions are asked
-_QUESTION, _EACH = 1e-5, 3e-6  # seconds of asking after a depth, and for each request
-_WORTH = 0.025  # of a step's time: what is gained by asking
+_QUESTION, _EACH = 8e-6, 3e-6  # seconds of asking after a depth, and for each request
+_WORTH = 0.02  # of a step's time: about what is gained by asking
 _FORGIVEN = 0.5  # what is left of requests' own histories at each decision without drafts
 _LESSONS = 8  # requests a step from which survival is learned, in turn
 

@@ -4,7 +4,7 @@ A forecast is as good as its table, and what no table holds (caches that drafts 
 time) is in the clock. So for batches of each size there are a few ways to go: no drafts, few, and 1, 2, 3, ... for each
 request on the average. Each way has a correction: how much longer its steps take than forecast. The way with the best
 corrected rate is taken, and every other way that might be better, as far as its correction is uncertain, is tried for
-some steps now and then. What trials lose is paid from an account that gets 1 % of the time.
+some steps now and then. What trials lose is paid from an account that gets 0.7 % of the time.
 
     score = log(tokens / seconds as forecast) - correction          tried: score + 2 spread / sqrt(1 + steps) > the best
 
@@ -29,7 +29,7 @@ _TRIAL, _STAY, _REST = (
     32,
 )  # steps between two decisions: of a trial or while little is known; with drafts; without
 _SKIP = 4  # of so many steps one is looked at, once a way is known
-_ACCOUNT, _START = 0.01, 2.0  # share of the time for trials; steps in the account at first, and at most
+_ACCOUNT, _START = 0.007, 2.0  # share of the time for trials; steps in the account at first, and at most
 _SPREAD = 0.1  # of a way never tried: the table's error and one step's noise
 _KNOWN, _FORGET = 80.0, 1 / 2048  # steps that count at most; what is lost of them with each step
 _PRIOR = 1.25  # a way's first step counts almost as what it was, another way's estimate for it a little
@@ -57,11 +57,6 @@ class Trial:
     gap: float
 
 
-def _doubt(steps: float) -> float:
-    """How much better a way might be than so many steps say, in logarithms: two standard deviations."""
-    return 2 * _SPREAD / sqrt(1 + steps)
-
-
 class Referee:
     """most: drafts of a request. `trials`: how many there were."""
 
@@ -70,6 +65,7 @@ class Referee:
         self.trials = 0
         self._ways: dict[int, list[Way]] = {}
         self._level, self._account, self._tick = 0.0, inf, 0
+        self._noise = 0.0  # of a step, against what was expected: its mean size
         self._seconds, self._given = 0.0, 0  # of a step of late; the steps of the last decision
         self._place, self._share, self._fresh = 0, 0.0, True  # what is done now, and whether that just began
         self._trial: Trial | None = None
@@ -114,21 +110,19 @@ class Referee:
         error = log(max(seconds, 1e-9) / expected) - self._level if clean else 0.0
         self._seconds = seconds
         ways = self._of(requests)
-        if self._trial is not None:
-            lost = self._corrections(ways)[self._place]
-            lost = min(error, lost + _QUICKER) if clean else lost
-            self._account -= seconds * (1 - exp(min(1.0, self._trial.gap - lost)))
         fresh, self._fresh = self._fresh, False
         if clean and not fresh:  # the first step of a way absorbs what waited
             self._correct(ways, error)
-            way = ways[self._place]
-            might = self._trial.gap - way.slower + _doubt(way.steps) if self._trial is not None else 0.0
-            return might < -_HOPELESS
-        return False
+        if self._trial is None:
+            return False
+        gain = self._trial.gap - self._corrections(ways)[self._place]
+        self._account -= seconds * (1 - exp(min(1.0, gain)))
+        return not fresh and gain + self._doubt(ways[self._place].steps) < -_HOPELESS
 
     def _correct(self, ways: list[Way], error: float) -> None:
         slower = self._corrections(ways)
         error = max(-_QUICKER, min(_SLOWER, error - self._between(slower, self._share)))
+        self._noise += _LEVEL * (abs(error) - self._noise) / 2
         if self._trial is None:
             self._level += _LEVEL * error
         i, part = self._where(self._share)
@@ -139,6 +133,10 @@ class Referee:
                 way.steps = min(way.steps + weight, _KNOWN)
 
     # -- parts
+
+    def _doubt(self, steps: float) -> float:
+        """How much better a way might be than so many steps say, in logarithms: two standard deviations."""
+        return 2 * max(_SPREAD, self._noise) / sqrt(1 + steps)
 
     def _best(self, scores: list[float], shares: list[float]) -> int:
         """The best score, with a little more for what is done already and for no drafts."""
@@ -161,7 +159,7 @@ class Referee:
             known = max(way.steps, _BESIDE * max(steps[max(1, place - 1) : place + 2]) if place else 0.0)
             # A table that was wrong for the nearest way may be as wrong for one that was never tried.
             spread = _SPREAD if way.steps else _SPREAD + abs(slower[place])
-            might = scores[i] + spread / _SPREAD * _doubt(known) - _TRIFLE
+            might = scores[i] + spread / _SPREAD * self._doubt(known) - _TRIFLE
             if not best and way.steps < 1 and place <= 2:
                 might = most + _TRIFLE  # never off for good
             if might > most:

@@ -13,9 +13,9 @@ from paceline.outputs import Timing
 from paceline.request import Request
 from paceline.serve.messages import Finished, Piece
 
-# Seconds between messages for each answer in them: an answer costs the web process a tenth of a millisecond, so that it
-# takes at most a twentieth of a core, which may be one that the engine computes on.
-AN_ANSWER = 0.002
+# Seconds between messages for each answer in them, and at most: an answer costs the web process a tenth of a
+# millisecond, and so it takes a thirtieth of a core, which may be one that the engine computes on.
+AN_ANSWER, LONGEST = 0.003, 0.2
 
 
 @dataclass
@@ -85,7 +85,7 @@ class Outbox:
 
     def take(self, now: float) -> list[Piece]:
         """What is to be told by now."""
-        pause = max(self._interval, AN_ANSWER * len(self._news)) if self._interval else 0.0
+        pause = max(self._interval, min(AN_ANSWER * len(self._news), LONGEST)) if self._interval else 0.0
         due = now - self._emptied >= pause
         self._emptied = now if due else self._emptied
         names = [name for name, answer in self._news.items() if due or answer.urgent]

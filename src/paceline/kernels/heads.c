@@ -6,8 +6,8 @@
 
 enum {
     PLACES = LANES, /* at a time */
-    QUERIES = 4,    /* of a head, at most, that are mixed together */
-    TOGETHER = 4,   /* key heads at most whose numbers of a place are read one after the other, as they lie */
+    QUERIES = 16,   /* at most that read a place one after the other: of one key head, or of several as they lie */
+    MIXED = 4,      /* of a key head, at most, that are mixed together */
     AHEAD = 16      /* places between what is fetched and what is used */
 };
 
@@ -23,17 +23,20 @@ typedef struct {
     int64_t *keys, *values; /* numbers from the first slot's to each place's */
 } Places;
 
-/* q . key of sixteen places: a key is the head's own numbers, and the rest that all heads share. whole, more: how many
- * vectors of each there are, where that is known when this is compiled. */
-INLINE lanes scores_of(const Pass *m, const bf16 *q, const bf16 *keys, const int64_t *places, const int whole,
-                       const int more) {
+/* queries[i] . key of 16 / count places, one query behind the other: a key is the head's own numbers, and the rest that
+ * all heads share. whole, more: how many vectors of each there are, where that is known when this is compiled. */
+INLINE lanes scores_of(const Pass *m, const int count, const bf16 *const *queries, long offset, const bf16 *keys,
+                       const int64_t *places, const int whole, const int more) {
     const long own = whole < 0 ? m->own : whole * STEP, rest = more < 0 ? m->rest : more * STEP;
     lanes sums[LANES];
-    UNROLL for (int p = 0; p < PLACES; p++) {
+    UNROLL for (int p = 0; p < LANES / count; p++) {
         const bf16 *key = keys + places[p], *shared = m->shared + places[p];
-        sums[p] = (lanes){0};
-        UNROLL for (long i = 0; i < own; i += STEP) sums[p] = product(sums[p], load(q + i), load(key + i));
-        UNROLL for (long i = 0; i < rest; i += STEP) sums[p] = product(sums[p], load(q + own + i), load(shared + i));
+        UNROLL for (int q = 0; q < count; q++) sums[q * LANES / count + p] = (lanes){0};
+        UNROLL for (long i = 0; i < own + rest; i += STEP) {
+            words numbers = load(i < own ? key + i : shared + i - own);
+            UNROLL for (int q = 0; q < count; q++)
+                sums[q * LANES / count + p] = product(sums[q * LANES / count + p], load(queries[q] + offset + i), numbers);
+        }
     }
     return folded(sums);
 }
@@ -48,16 +51,23 @@ INLINE void fetch(const Pass *m, long head, const Places *at, long p, int first)
     }
 }
 
-/* scores: `room` floats for each of QUERIES queries of each head. */
+/* scores: `room` floats for each of `count` queries of each head. */
 INLINE void all_scores(const Pass *m, long count, const bf16 *const *q, long head, long heads, const Places *at,
                        long length, float *scores, long room, const int whole, const int more, int fresh) {
-    const long k_dim = m->own + m->rest, group = m->heads / m->kv_heads;
+    const long next_head = m->heads / m->kv_heads * (m->own + m->rest);
     for (long p = 0; p < length; p += PLACES)
         for (long h = 0; h < heads; h++) {
+            const bf16 *keys = m->keys + (head + h) * m->own;
+            float *to = scores + h * count * room + p;
+            long i = 0;
             if (fresh) fetch(m, head + h, at, p, h == 0);
-            for (long i = 0; i < count; i++)
-                put(scores + (h * QUERIES + i) * room + p, scores_of(m, q[i] + h * group * k_dim, m->keys + (head + h) * m->own,
-                                                                     at->keys + p, whole, more));
+            for (; i + 2 <= count; i += 2)
+                for (long half = 0; half < PLACES; half += PLACES / 2) {
+                    lanes found = scores_of(m, 2, q + i, h * next_head, keys, at->keys + p + half, whole, more);
+                    memcpy(to + i * room + half, &found, sizeof found / 2);
+                    memcpy(to + (i + 1) * room + half, (char *)&found + sizeof found / 2, sizeof found / 2);
+                }
+            if (i < count) put(to + i * room, scores_of(m, 1, q + i, h * next_head, keys, at->keys + p, whole, more));
         }
 }
 
@@ -87,7 +97,7 @@ INLINE float softmax(float *scores, long seen, long length, float scale) {
  * all places in order. weights: `room` floats a query. */
 INLINE void mix(const int queries, const int columns, const bf16 *values, const int64_t *places,
                 const float *weights, long room, long length, const float *shares, bf16 *const *out) {
-    lanes sums[QUERIES][2][2]; /* query, vector of columns, half of it */
+    lanes sums[MIXED][2][2]; /* query, vector of columns, half of it */
     UNROLL for (int r = 0; r < queries; r++) UNROLL for (int c = 0; c < columns; c++)
         sums[r][c][0] = sums[r][c][1] = (lanes){0};
     for (long p = 0; p < length; p += 2) {
@@ -117,6 +127,27 @@ INLINE void mix(const int queries, const int columns, const bf16 *values, const 
     }
 }
 
+/* At most MIXED queries of one key head, from their scores on. */
+static void mix_some(const Pass *m, long count, bf16 *const *out, long offset, const long *seen, long length,
+                     const bf16 *values, const int64_t *places, float *weights, long room) {
+    float shares[MIXED];
+    bf16 *to[MIXED];
+    for (long i = 0; i < count; i++) {
+        shares[i] = softmax(weights + i * room, seen[i], length, m->scale);
+        to[i] = out[i] + offset;
+    }
+    for (long c = 0; c < m->v_dim; c += 2 * STEP) {
+        int columns = c + STEP < m->v_dim ? 2 : 1;
+#define MIX(n, columns) \
+    case 2 * n + columns - 1: mix(n, columns, values + c, places, weights, room, length, shares, to); break;
+        switch (2 * count + columns - 1) {
+            MIX(1, 1) MIX(1, 2) MIX(2, 1) MIX(2, 2) MIX(3, 1) MIX(3, 2) MIX(4, 1) MIX(4, 2)
+        }
+#undef MIX
+        for (long i = 0; i < count; i++) to[i] += 2 * STEP;
+    }
+}
+
 /* `count` queries of each of some key heads from `head` on, q and out those of the first; the first `seen[i]` of the
  * places are what query i sees. fresh: nobody has read these places yet. */
 static void attend_queries(const Pass *m, long count, const bf16 *const *q, bf16 *const *out, const long *seen, long head,
@@ -128,25 +159,12 @@ static void attend_queries(const Pass *m, long count, const bf16 *const *q, bf16
         all_scores(m, count, q, head, heads, at, length, weights, room, 4, 0, fresh);
     else
         all_scores(m, count, q, head, heads, at, length, weights, room, -1, -1, fresh);
-    for (long h = 0; h < heads; h++, weights += QUERIES * room) {
-        const bf16 *values = m->values + (head + h) * m->v_dim;
-        float shares[QUERIES];
-        bf16 *to[QUERIES];
-        for (long i = 0; i < count; i++) {
-            shares[i] = softmax(weights + i * room, seen[i], length, m->scale);
-            to[i] = out[i] + h * (m->heads / m->kv_heads) * m->v_dim;
+    for (long h = 0; h < heads; h++)
+        for (long i = 0, some; i < count; i += some, weights += some * room) {
+            some = MIXED < count - i ? MIXED : count - i;
+            mix_some(m, some, out + i, h * (m->heads / m->kv_heads) * m->v_dim, seen + i, length,
+                     m->values + (head + h) * m->v_dim, at->values, weights, room);
         }
-        for (long c = 0; c < m->v_dim; c += 2 * STEP) {
-            int columns = c + STEP < m->v_dim ? 2 : 1;
-#define MIX(n, columns) \
-    case 2 * n + columns - 1: mix(n, columns, values + c, at->values, weights, room, length, shares, to); break;
-            switch (2 * count + columns - 1) {
-                MIX(1, 1) MIX(1, 2) MIX(2, 1) MIX(2, 2) MIX(3, 1) MIX(3, 2) MIX(4, 1) MIX(4, 2)
-            }
-#undef MIX
-            for (long i = 0; i < count; i++) to[i] += 2 * STEP;
-        }
-    }
 }
 
 /* Where the places begin .. end - 1 are; what is read beyond them, or fetched ahead, is the last again. */
@@ -204,7 +222,7 @@ static void attend_tiles(const Pass *m, long *next, long tile, long together, fl
 
 /* How many key heads one tile takes, so that all threads have work, and about as much. */
 static long heads_together(const Pass *m, long tile, int threads) {
-    long tiles = 0, together = TOGETHER, units;
+    long tiles = 0, units, group = tile * (m->heads / m->kv_heads), together = group < QUERIES ? QUERIES / group : 1;
     for (long r = 0; r < m->requests; r++) tiles += (m->starts[r + 1] - m->starts[r] + tile - 1) / tile;
     while ((units = tiles * ((m->kv_heads + together - 1) / together)) % threads && units < 4 * threads && together > 1)
         together /= 2;
@@ -226,7 +244,7 @@ void attend_heads(const bf16 *q, const bf16 *keys, const bf16 *shared, const bf1
     const Pass pass = {q,        keys,     shared, values, out,      numbers,  context,    first,   tables, tables + requests,
                        requests, heads,    kv_heads, q_stride, own, rest, v_dim, k_stride, v_stride, block_size,
                        longest,  scale};
-    long room = 4 * (longest + AHEAD + PLACES) + TOGETHER * QUERIES * (longest + PLACES), next = 0;
+    long room = 4 * (longest + AHEAD + PLACES) + QUERIES * (longest + PLACES), next = 0;
     const long together = heads_together(&pass, tile, threads);
     if (threads == 1) { /* a team of one would cost a microsecond */
         attend_tiles(&pass, &next, tile, together, scratch);

@@ -10,7 +10,7 @@ from torch import Tensor
 from paceline.kernels import native
 from paceline.kernels.latent import SHARED_AT_LEAST, Tables
 
-MOST_ROWS = 4  # of a request in a tile
+FEW_ROWS, MANY_ROWS = 4, 16  # of a request in a tile: of those that a step verifies, of a prompt
 STEP, PLACES, FETCHED = 32, 16, 32  # numbers in a vector, places in one, slots behind the last place; as in heads.c
 
 
@@ -50,7 +50,8 @@ def shared_work(tables: Tables, rows: int, heads: int) -> tuple[int, int, Tensor
     """Threads, rows in a tile, which share what they read, but leave work for every thread, and scratch for each."""
     threads = torch.get_num_threads() if tables.work * heads >= 4 * SHARED_AT_LEAST else 1
     size = 4 * (tables.longest + FETCHED) + 16 * (tables.longest + PLACES)
-    return threads, MOST_ROWS, torch.empty(threads, size, dtype=torch.float32)
+    tile = MANY_ROWS if rows >= MANY_ROWS * len(tables.context) else FEW_ROWS
+    return threads, tile, torch.empty(threads, size, dtype=torch.float32)
 
 
 def attends_heads(q: Tensor, kept: Kept) -> bool:

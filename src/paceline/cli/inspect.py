@@ -12,8 +12,6 @@ import typer
 from paceline.garbage import uncollected
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from paceline.inspection.report import Report
     from paceline.inspection.tally import Part
 
@@ -44,7 +42,9 @@ def inspect(
     from rich.console import Console
 
     console = Console(markup=False, highlight=False)
-    console.print(_table(report))
+    rows = dict(_rows(report))
+    for name, text in rows.items():
+        console.print(f"{name:<{max(map(len, rows))}}   {printable(text)}", soft_wrap=True)
     for warning in report.warnings:
         console.print(printable(f"warning: {warning}"), style="yellow", soft_wrap=True)
 
@@ -57,15 +57,6 @@ def drafters(report: Report) -> list[str]:
         return ["mtp"] if report.usable_modules else []
     known = drafter_names() if report.supported else []
     return [name for name in known if name != "mtp" or report.usable_modules]
-
-
-def _table(report: Report) -> Table:
-    from rich.table import Table
-
-    table = Table.grid(padding=(0, 3))
-    for name, text in _rows(report):
-        table.add_row(name, printable(text))
-    return table
 
 
 def _rows(report: Report) -> Iterator[tuple[str, str]]:

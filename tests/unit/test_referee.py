@@ -11,7 +11,7 @@ import pytest
 from paceline.spec.allocate import Sets
 from paceline.spec.referee import Referee
 
-MOST = 4
+MOST, SEEDS = 4, 4
 Speed = Callable[[float], float]  # drafts a request -> tokens a second, 1 for none
 
 
@@ -52,7 +52,9 @@ def loss(steps: int, truth: Speed, promise: Speed, requests: int = 8, seed: int 
 
 
 def mean_loss(steps: int, truth: Speed, promise: Speed) -> float:
-    return sum(loss(steps, truth, promise, requests, seed) for requests in (1, 8, 80) for seed in range(4)) / 12
+    return (
+        sum(loss(steps, truth, promise, requests, seed) for requests in (1, 8, 80) for seed in range(SEEDS)) / 3 / SEEDS
+    )
 
 
 def flat(rate: float) -> Speed:
@@ -73,7 +75,7 @@ def hill(top: float) -> Speed:
 @pytest.mark.parametrize("rate", [0.7, 0.8, 0.9, 0.95, 1.0])
 @pytest.mark.parametrize("promise", [0.9, 1.0, 1.1])
 def test_what_does_not_pay_costs_next_to_nothing(rate: float, promise: float) -> None:
-    assert mean_loss(300, flat(rate), line(promise)) < (0.03 if promise <= 1 else 0.06)
+    assert mean_loss(300, flat(rate), line(promise)) < (0.03 if promise <= 1 else 0.05)
     assert mean_loss(2000, flat(rate), line(promise)) < 0.015
 
 

@@ -34,8 +34,9 @@ _SPREAD = 0.1  # of a way never tried: the table's error and one step's noise
 _KNOWN, _FORGET = 80.0, 1 / 2048  # steps that count at most; what is lost of them with each step
 _PRIOR = 1.25  # a way's first step counts almost as what it was, another way's estimate for it a little
 _BESIDE = 0.25  # what a step counts for the ways beside its own
-_LEVEL = 0.1  # how fast the level follows
+_LEVEL = 0.02  # how fast the level follows, and what is known of noise
 _SLOWER, _QUICKER = 0.3, 0.5  # the most that one step counts, in logarithms: other processes only ever add time
+_SURER = 2  # times as much is doubted that no drafts are slower
 _TRIFLE = 0.01  # gains that are not worth a trial
 _HOPELESS = 0.1  # so much slower than the best, in logarithms, ends a trial early
 _MARGIN, _STAYING = 0.03, 0.01  # in favour of no drafts, whose prompts cost less; of what is done already
@@ -122,7 +123,7 @@ class Referee:
     def _correct(self, ways: list[Way], error: float) -> None:
         slower = self._corrections(ways)
         error = max(-_QUICKER, min(_SLOWER, error - self._between(slower, self._share)))
-        self._noise += _LEVEL * (abs(error) - self._noise) / 2
+        self._noise += _LEVEL * (abs(error) - self._noise)
         if self._trial is None:
             self._level += _LEVEL * error
         i, part = self._where(self._share)
@@ -159,7 +160,8 @@ class Referee:
             known = max(way.steps, _BESIDE * max(steps[max(1, place - 1) : place + 2]) if place else 0.0)
             # A table that was wrong for the nearest way may be as wrong for one that was never tried.
             spread = _SPREAD if way.steps else _SPREAD + abs(slower[place])
-            might = scores[i] + spread / _SPREAD * self._doubt(known) - _TRIFLE
+            sure = 1 if place else _SURER  # nothing may be slower than no drafts
+            might = scores[i] + sure * spread / _SPREAD * self._doubt(known) - _TRIFLE
             if not best and way.steps < 1 and place <= 2:
                 might = most + _TRIFLE  # never off for good
             if might > most:

@@ -140,7 +140,7 @@ def test_a_picture_by_source(bench: Run, tmp_path: Path) -> None:
     assert bench("table", "--dataset", data, "--by-source", "--concurrency", "1,2", *words)[0] == 0
     assert bench("plot", file, "--out", tmp_path / "one.svg")[0] == 0
     drawn = (tmp_path / "one.svg").read_text()
-    assert all(word in drawn for word in ("easy", "hard", "k = 1", "1 in flight", "2 in flight", "1 threads"))
+    assert all(word in drawn for word in ("easy", "hard", "k = 1", "1 in flight", "2 in flight", "threads 1"))
     other = tmp_path / "other.json"
     other.write_bytes(file.read_bytes())
     code, _, err = bench("plot", file, other, "--out", tmp_path / "two")

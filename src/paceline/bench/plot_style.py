@@ -40,10 +40,10 @@ def room(ratios: Iterable[float]) -> tuple[float, float]:
 
 
 def circumstances(record: dict[str, Any]) -> str:
-    """Example: `paceline-16m, bfloat16, temperature 0, AMD EPYC, 2 threads`."""
+    """Example: `paceline-16m, bfloat16, temperature 0, AMD EPYC, threads 2`."""
     model, machine, settings = record["model"], record["machine"], record["settings"]
     heat = f"temperature {settings['temperature']:g}" if "temperature" in settings else None
-    parts = (model["name"], model["dtype"], heat, machine["processor"], f"{machine['threads']} threads")
+    parts = (model["name"], model["dtype"], heat, machine["processor"], f"threads {machine['threads']}")
     return ", ".join(filter(None, parts))
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from paceline.bench.plot_sources import draw_sources
 from paceline.bench.plot_style import LOOK, SLOWER, arm_words, circumstances, room, style, whiskers
+from paceline.bench.verdicts import judged_arm
 from paceline.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,10 +22,11 @@ BUBBLE = 180.0  # area of a circle that stands for all verifications, in points 
 
 @dataclass(frozen=True)
 class Series:
-    """One arm over the load. base: whether the others are compared with it."""
+    """One arm over the load. base: the others are compared with it. judged: it is the one in question."""
 
     label: str
     base: bool
+    judged: bool
     loads: list[float]
     arms: list[dict[str, Any]]
     style: dict[str, Any]
@@ -53,7 +55,7 @@ def draw(records: dict[str, dict[str, Any]], out: Path) -> list[Path]:
     with matplotlib.rc_context(LOOK):
         figure = Figure(figsize=(8, 5.6), layout="constrained")
         try:
-            if any(record.get("by_source") for record in records.values()):
+            if any("source" in row for record in records.values() for row in record["rows"]):
                 draw_sources(figure, _rows_by_source(records))
             else:
                 _fill(figure, list(all_series(records)), kind)
@@ -71,20 +73,16 @@ def draw(records: dict[str, dict[str, Any]], out: Path) -> list[Path]:
 
 
 def all_series(records: dict[str, dict[str, Any]]) -> Iterator[Series]:
-    """One for each arm, of each source where they are apart, of each record. Raises `UserError` when there is none."""
+    """One for each arm of each record. Raises `UserError` when there is none."""
     number = 0
     for label, record in records.items():
         key = "rate" if record["kind"] == "rate" else "concurrency"
         rows = [row for row in record["rows"] if row["repeats"]]
-        for source in dict.fromkeys(row.get("source") for row in rows):
-            mine = [row for row in rows if row.get("source") == source]
-            for index, arm in enumerate(mine[0]["arms"]):
-                words = [arm_words(arm), source, label if len(records) > 1 else None]
-                loads = [row[key] for row in mine]
-                yield Series(
-                    ", ".join(filter(None, words)), not index, loads, [row["arms"][arm] for row in mine], style(number)
-                )
-                number += 1
+        for index, arm in enumerate(rows[0]["arms"] if rows else ()):
+            words = f"{arm_words(arm)}, {label}" if len(records) > 1 else arm_words(arm)
+            loads, mine = [row[key] for row in rows], [row["arms"][arm] for row in rows]
+            yield Series(words, not index, arm == judged_arm(rows), loads, mine, style(number))
+            number += 1
     if not number:
         raise UserError("There is no row to draw yet: let the benchmark finish a repeat.")
 
@@ -150,6 +148,8 @@ def _speedup(axes: Axes, series: Series) -> None:
     ]
     whiskers(axes, [x for x, _ in known], [found for _, found in known], series.style["color"])
     _line(axes, series, [(arm["speedup"]["output"] or {}).get("median") for arm in series.arms])
+    if not series.judged:
+        return
     steady = [(arm["speedup"]["steady"] or {}).get("median") for arm in series.arms]
     _line(axes, series, steady, linestyle="--", marker="", linewidth=0.8, label=f"{series.label}, steady state")
 

@@ -45,6 +45,7 @@ async def _serve(model: Path, settings: ServerSettings, listener: socket.socket)
         config = uvicorn.Config(
             make_app(State(settings, client, tokenizer, metrics)),
             log_level="warning",
+            access_log=False,  # `RequestLog` writes its own
             lifespan="off",
             timeout_graceful_shutdown=max(1, round(settings.drain)),
         )

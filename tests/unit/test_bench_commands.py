@@ -89,6 +89,9 @@ def test_a_table_for_each_source(bench: Run, tmp_path: Path) -> None:
     code, out, _ = bench("table", *words, "--concurrency", "1,2", "--by-source", "--json")
     rows = [(row["source"], row["concurrency"]) for row in json.loads(out)["rows"]]
     assert code == 0 and rows == [("a", 1), ("a", 2), ("b", 1), ("b", 2)]
+    assert [level["sources"] for level in json.loads(out)["by_source"]] == [2, 2]
+    code, out, _ = bench("table", *words, "--concurrency", "1", "--by-source")
+    assert code == 0 and "of plain decoding over 2 sources" in " ".join(out.split())
 
 
 def test_rates_have_goodput(bench: Run) -> None:

@@ -110,7 +110,8 @@ def _fill(figure: Figure, series: Sequence[Series], kind: str) -> None:
         axes.set_xscale("log", base=2)
         ticks = sorted({load for one in series for load in one.loads})
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        if panel.log:
+        low, high = axes.dataLim.intervaly
+        if panel.log and high > 4 * low > 0:  # within two octaves there would hardly be a tick
             axes.set_yscale("log", base=2)
             axes.yaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Coroutine
-from math import inf
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from paceline.errors import UserError
 from paceline.outputs import Timing
 from paceline.request import SamplingParams, SpeculationStats
 from paceline.serve import app, chat, completions, tokenize
-from paceline.serve.channel import Channel
+from paceline.serve.channel import Channel, Lines
 from paceline.serve.client import EngineClient
 from paceline.serve.errors import ApiError
 from paceline.serve.job import Drafts, Job
@@ -209,6 +209,29 @@ def test_messages_survive_the_pipe() -> None:
     assert channel.receive(wait=True) == [] and channel.closed
 
 
+@given(st.binary(max_size=60), st.lists(st.integers(0, 9)))
+def test_lines_are_the_same_however_they_come(data: bytes, cuts: list[int]) -> None:
+    lines, found, at = Lines(), list[bytes](), 0
+    for count in [*cuts, len(data)]:
+        found += lines.push(data[at : at + count])
+        at += count
+    assert found == data.split(b"\n")[:-1]
+
+
+def test_a_slow_reader_gets_all_pieces_as_one() -> None:
+    job = Job("j", [5], SamplingParams(max_tokens=9, n=2), DRAFTS)
+    end = Finished(reason="stop", seed=0, prefix_hit_tokens=0, speculation=SpeculationStats(), timing=Timing(0, 0, 0))
+    one: dict[str, Any] = dict(job="j", origins=[0], logprobs=[{3: -1.0}])
+    job.put(Piece(index=0, tokens=[3], moments=[1.0], prompt_logprobs=[{7: -2.0}], rejected=[None], **one))
+    job.put(Piece(index=1, tokens=[8], moments=[1.0], **one))
+    job.put(Piece(index=0, tokens=[4], moments=[1.5], rejected=[9], finished=end, **one))
+    first, second = sorted(job.take(), key=lambda piece: piece.index)
+    assert (first.tokens, first.origins, first.moments, first.rejected) == ([3, 4], [0, 0], [1.0, 1.5], [None, 9])
+    assert first.logprobs == [{3: -1.0}] * 2 and first.prompt_logprobs == [{7: -2.0}] and first.finished == end
+    assert (second.tokens, second.rejected, second.finished) == ([8], None, None)
+    assert job.take() == [] and job.open == 1
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.text(max_size=30), st.lists(st.integers(1, 4)), st.sampled_from([(), ("e",), ("ab", "\u20ac")]))
 def test_text_is_the_same_however_it_comes(
@@ -243,7 +266,16 @@ def test_what_has_no_probability_is_still_json(tiny_tokens: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"port": 70000}, {"api_keys": ("",)}, {"max_queue": -1}, {"timeout": inf}, {"served_names": ()}]
+    "wrong",
+    [
+        {"port": 70000},
+        {"api_keys": ("",)},
+        {"max_queue": -1},
+        {"timeout": inf},
+        {"served_names": ()},
+        {"interval": -0.1},
+        {"interval": nan},
+    ],
 )
 def test_settings_refuse(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError):

@@ -81,6 +81,17 @@ def test_a_body_may_be_too_large(server: Served) -> None:
     assert server.post(COMPLETIONS, SHORT).status_code == 200
 
 
+def test_fast_steps_that_share_a_chunk_lose_nothing(server: Served) -> None:
+    """This server gathers what comes within 32 ms."""
+    body = LONG | {"seed": 3, "n": 2, "stop": ["never said"]}
+    wholes = [choice["text"] for choice in server.answer(COMPLETIONS, body | {"stream": False})["choices"]]
+    found = ["", ""]
+    for event in server.events(COMPLETIONS, body):
+        (choice,) = event["choices"]
+        found[choice["index"]] += choice["text"]
+    assert found == wholes and all(wholes)
+
+
 def test_a_full_queue_says_when_to_come_back(server: Served) -> None:
     with server.http.stream("POST", COMPLETIONS, json=LONG | {"n": 3}) as response:
         lines = response.iter_lines()

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from mock_model import MockDrafter, make_engine, plain_text
 
 from paceline import LLM, SamplingParams, UserError
-from paceline.bench.policy_replay import SHAPES, Oracle, Replay
+from paceline.bench.policy_plot import draw_policy
+from paceline.bench.policy_replay import SHAPES, Oracle, Replay, replay_all
 from paceline.bench.traces import Trace, Traces
 from paceline.engine.cost_cache import cached_table
 from paceline.engine.measure import below, rising
@@ -203,7 +204,7 @@ def test_the_same_measurements_lead_to_the_same_decisions() -> None:
 
 def test_more_work_is_never_measured_as_quicker() -> None:
     assert rising([(1, 1.0), (2, 5.0), (3, 3.0), (4, 4.0)]) == [(1, 1.0), (2, 3.0), (3, 3.0), (4, 4.0)]
-    assert below([(0, 4.0), (4, 5.0), (99, 9.0)], [(0, 3.0), (8, 7.0)]) == [(0, 3.0), (4, 5.0), (99, 9.0)]
+    assert below([(0, 4.0), (6, 5.5), (99, 9.0)], [(0, 3.0), (8, 7.0)], 2) == [(0, 3.0), (6, 5.0), (99, 9.0)]
 
 
 def test_context_is_read_by_every_row() -> None:
@@ -265,6 +266,16 @@ def test_replays_come_near_the_best_and_never_beat_the_oracle(shape: str, right:
     fixed = max(rate(FixedWidth(k)) for k in range(MOST + 1))
     oracle = rate(Oracle(Costs(recorded.costs), MOST))
     assert auto >= 0.97 * fixed and oracle >= 0.999 * fixed and oracle >= 0.999 * auto
+
+
+def test_replays_are_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    rows = replay_all(traces([2, 0]), [1, 4], 200)
+    for name in ("policy.svg", "policy.png"):
+        draw_policy(rows, tmp_path / name)
+    assert ">auto<" in (tmp_path / "policy.svg").read_text()
+    with pytest.raises(UserError, match="ends in"):
+        draw_policy(rows, tmp_path / "policy.pdf")
 
 
 def test_recordings_survive_the_disk(tmp_path: Path) -> None:

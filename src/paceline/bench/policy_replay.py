@@ -80,7 +80,7 @@ class Replay:
 
     def __post_init__(self) -> None:
         self.costs, self.next = Costs(self.traces.costs), 0
-        self.seconds, self.emitted, self.drafted = 0.0, 0, 0
+        self.seconds, self.emitted, self.drafted, self.asked = 0.0, 0, 0, 0
         self.free = list(range(self.concurrency))[::-1]
 
     def run(self) -> float:
@@ -104,6 +104,7 @@ class Replay:
         """As `Engine.step`: widths, drafting depth by depth, cut, verification, learning."""
         running, policy = self.running, self.policy
         ready = [one.request for one in running]
+        self.asked += len(ready)
         if isinstance(policy, Oracle):
             policy.running = running
         room = [len(one.trace.confidences[one.place]) for one in running]
@@ -160,6 +161,8 @@ def replay_all(
             for name, policy in _arms(traces).items():
                 replay = Replay(traces, policy, concurrency, SHAPES[shape], tokens * ceil(concurrency**0.5))
                 row[name] = replay.run()
+                if name == "auto":
+                    row["width"] = replay.drafted / replay.asked
                 tick()
             rows.append(row | _verdict(row))
     return rows

@@ -24,7 +24,8 @@ def bench_policy(
     *,
     load: Annotated[Path | None, typer.Option(help="Replay this recording; no model is loaded.")] = None,
     save: Annotated[Path | None, typer.Option(help="Keep the recording here.")] = None,
-    concurrency: Annotated[str, typer.Option(help="Most requests at a time, a row each.")] = "1,4,8,16,80",
+    plot: Annotated[Path | None, typer.Option(help="Draw it here: NAME.svg or NAME.png. Needs matplotlib.")] = None,
+    concurrency: Annotated[str, typer.Option(help="Most requests at a time, a row each.")] = "1,4,8,16,40,80",
     tokens: Annotated[int, typer.Option(help="Tokens of a replay at concurrency 1; more for more.", min=1)] = 4000,
     prompts: Annotated[int, typer.Option(help="Held-out prompts to record.", min=1)] = 66,
     max_tokens: Annotated[int, typer.Option(help="Most tokens a prompt.", min=2)] = 96,
@@ -42,6 +43,7 @@ def bench_policy(
     from rich.console import Console
     from rich.progress import Progress
 
+    from paceline.bench.policy_plot import draw_policy
     from paceline.bench.policy_replay import SHAPES, arm_names, replay_all
     from paceline.bench.traces import Traces
     from paceline.cli.bench_table import parse_concurrency
@@ -58,6 +60,8 @@ def bench_policy(
         total = len(SHAPES) * len(counts) * len(arm_names(traces.most))
         task = progress.add_task("replay", total=total)
         rows = replay_all(traces, counts, tokens, lambda: progress.update(task, advance=1))
+    if plot is not None:
+        draw_policy(rows, plot)
     if json_lines:
         print(json.dumps({"most": traces.most, "traces": len(traces.traces), "rows": rows}))
     else:
@@ -83,9 +87,13 @@ def _record(options: dict[str, Any], prompts: int, params: SamplingParams, progr
 def _print(rows: list[dict[str, Any]], console: Any) -> None:
     from rich.table import Table
 
-    table = Table("load", "requests", "none", "best k", "its tokens/s", "auto", "oracle", "of best k", "of oracle")
+    table = Table(
+        "load", "requests", "none", "best k", "its tokens/s", "auto", "width", "oracle", "auto/none", "/best k"
+    )
+    table.add_column("/oracle")
     for row in rows:
-        rates = (f"{row[name]:.0f}" for name in (str(row["best"]), "auto", "oracle"))
-        shares = (f"{row[name]:.3f}" for name in ("of_best", "of_oracle"))
-        table.add_row(row["shape"], str(row["concurrency"]), f"{row['0']:.0f}", str(row["best"]), *rates, *shares)
+        best, auto, oracle = (f"{row[name]:.0f}" for name in (str(row["best"]), "auto", "oracle"))
+        shares = (f"{share:.3f}" for share in (row["auto"] / row["0"], row["of_best"], row["of_oracle"]))
+        told = (f"{row['0']:.0f}", str(row["best"]), best, auto, f"{row['width']:.2f}", oracle)
+        table.add_row(row["shape"], str(row["concurrency"]), *told, *shares)
     console.print(table)

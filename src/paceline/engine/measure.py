@@ -24,7 +24,7 @@ from paceline.spec.width import StepFacts
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 WIDTHS = (0, 1, 2, 3, 4, 6, 8)  # drafts for each request; large batches never gain by the deeper ones
-STEPS, ROUNDS, LONG = 3, 3, 512  # timed steps a point in each round; tokens of a long context
+STEPS, ROUNDS, LONG = 3, 4, 512  # timed steps a point in each round; tokens of a long context
 PROMPT, SHORT = 64, 12  # tokens of prompts: as requests have on the average, or next to none where reading takes long
 ACCEPTED = 0.8  # how likely a draft is taken as right: drafters read what was accepted
 SECONDS = 6.0  # after so long the larger batches stay as they are estimated
@@ -123,7 +123,7 @@ class Measuring:
         curves = {batch: rising(_at_no_context(batch, found, each, further)) for batch, found in points.items()}
         batches = sorted(curves)
         for fewer, more in list(pairwise(batches))[::-1]:
-            curves[fewer] = below(curves[fewer], curves[more])
+            curves[fewer] = below(curves[fewer], curves[more], more - fewer)
         return CostTable(
             batches,
             [[extra for extra, _ in curves[batch]] for batch in batches],
@@ -256,15 +256,16 @@ def _at_no_context(batch: int, points: dict[int, Point], each: float, further: f
 
 
 def _drafting(points: dict[int, dict[int, Point]], depth: int) -> list[tuple[int, float]]:
-    """Requests, and seconds of their draft number `depth` + 1: what drafting takes longer than with one draft less.
-    Where everything is drafted at once, next to nothing."""
+    """Requests, and seconds of their draft number `depth` + 1. The first draft has a pass that reads what was accepted;
+    those behind it are alike, so that their mean is taken. Where everything is drafted at once, next to nothing."""
     found = []
     for batch, mine in points.items():
-        each = [(extra // batch, point.drafting) for extra, point in sorted(mine.items()) if extra % batch == 0]
-        knots, totals = zip(*rising(each), strict=True)
-        if depth < knots[-1]:
-            less, more = curve(knots, totals, depth, depth + 1)
-            found.append((batch, max(1e-7, more - less)))
+        totals = dict(rising([(extra // batch, x.drafting) for extra, x in sorted(mine.items()) if extra % batch == 0]))
+        widest = max(totals)
+        if widest and not depth:
+            found.append((batch, max(1e-7, totals[1] - totals[0])))
+        elif depth < widest:
+            found.append((batch, max(1e-7, (totals[widest] - totals[1]) / (widest - 1))))
     return rising(found) or [(1, 1e-7)]
 
 
@@ -274,7 +275,8 @@ def rising(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
     return [(n, seconds) for (n, _), seconds in zip(points, least, strict=True)]
 
 
-def below(points: list[tuple[int, float]], larger: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Each value cut to that of a larger batch with as many further rows, as far as that was measured."""
+def below(points: list[tuple[int, float]], larger: list[tuple[int, float]], more: int) -> list[tuple[int, float]]:
+    """Each value cut to that of a batch with `more` requests and as many rows in all, as far as that was measured."""
     limit = curve([extra for extra, _ in larger], [seconds for _, seconds in larger], 0, larger[-1][0])
-    return [(n, min(seconds, limit[n]) if n < len(limit) else seconds) for n, seconds in points]
+    rows = [max(0, extra - more) for extra, _ in points]
+    return [(n, min(x, limit[row]) if row < len(limit) else x) for (n, x), row in zip(points, rows, strict=True)]

@@ -1,4 +1,4 @@
-"""Options that go together, as one argument of a command: a dataclass whose fields are the options."""
+"""Options, and those that go together as one argument of a command: a dataclass whose fields are the options."""
 
 from __future__ import annotations
 
@@ -7,6 +7,13 @@ import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any, get_type_hints
+
+import typer
+
+
+def option(panel: str, help: str, *flags: str, **more: Any) -> Any:
+    """An option in a panel of --help. more: as in `typer.Option`."""
+    return typer.Option(*flags, help=help, rich_help_panel=panel, **more)
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:

@@ -7,128 +7,81 @@ Options of the engine default to None, "not given": `EngineConfig` is the home o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any
 
-import typer
-
+from paceline.cli.groups import option
 from paceline.errors import UserError
 from paceline.speculative_config import KEYS, parse_speculative_config, speculation_options
 
-MODEL, ENGINE, SAMPLING, OUTPUT = "Model", "Engine", "Sampling", "Output"
+MODEL, ENGINE, SAMPLING = "Model", "Engine", "Sampling"
+_model, _engine = partial(option, MODEL), partial(option, ENGINE)
 
-Model = Annotated[
-    str | None,
-    typer.Option(
-        help="Directory or Hugging Face id of a checkpoint.", show_default="the bundled model", rich_help_panel=MODEL
-    ),
-]
-Dtype = Annotated[
-    str | None,
-    typer.Option(
-        help="bfloat16, float16 or float32.", show_default="the checkpoint's", rich_help_panel=MODEL, metavar="NAME"
-    ),
-]
-Device = Annotated[
-    str | None, typer.Option(help="cpu, cuda, cuda:1, ...", show_default="cuda if there is one", rich_help_panel=MODEL)
-]
+Model = Annotated[str | None, _model("Directory or Hugging Face id of a checkpoint.", show_default="the bundled model")]
+Dtype = Annotated[str | None, _model("bfloat16, float16 or float32.", show_default="the checkpoint's", metavar="NAME")]
+Device = Annotated[str | None, _model("cpu, cuda, cuda:1, ...", show_default="cuda if there is one")]
 Quantization = Annotated[
     str | None,
-    typer.Option(
-        help="Keep most weights in int8 or fp8, or in none of them.",
+    _model(
+        "Keep most weights in int8 or fp8, or in none of them.",
         show_default="as stored; fp8 on a GPU only",
-        rich_help_panel=MODEL,
         metavar="KIND",
     ),
 ]
 DraftQuantization = Annotated[
-    str | None,
-    typer.Option(
-        help="The same for the MTP modules.", show_default="the target's", rich_help_panel=ENGINE, metavar="KIND"
-    ),
+    str | None, _engine("The same for the MTP modules.", show_default="the target's", metavar="KIND")
 ]
-Threads = Annotated[
-    int | None, typer.Option(help="CPU threads.", show_default="torch's choice", min=1, rich_help_panel=MODEL)
-]
+Threads = Annotated[int | None, _model("CPU threads.", show_default="torch's choice", min=1)]
 
 Drafter = Annotated[
     str | None,
-    typer.Option(
-        help="Who guesses: mtp, ngram, none, or several by commas (mtp,ngram); a request may choose one of them.",
+    _engine(
+        "Who guesses: mtp, ngram, none, or several by commas (mtp,ngram); a request may choose one of them.",
         show_default="mtp",
-        rich_help_panel=ENGINE,
     ),
 ]
 NumSpeculativeTokens = Annotated[
     str | None,
-    typer.Option(
+    _engine(
+        "Tokens guessed at a time: auto (as many as pay, step by step), or 0 to 16.",
         "--num-speculative-tokens",
         "-k",
-        help="Tokens guessed at a time: auto (as many as pay, step by step), or 0 to 16.",
         show_default="auto",
         metavar="K",
-        rich_help_panel=ENGINE,
     ),
 ]
 LatencyWeight = Annotated[
     float | None,
-    typer.Option(
-        help="Whose time counts for -k auto: 0 that of all tokens together, 1 that of each request, slow ones too.",
+    _engine(
+        "Whose time counts for -k auto: 0 that of all tokens together, 1 that of each request, slow ones too.",
         show_default="0.0",
-        rich_help_panel=ENGINE,
     ),
 ]
 MtpModules = Annotated[
     int | None,
-    typer.Option(
-        help="MTP modules used; the last one is recycled for further tokens.",
-        show_default="one for each token",
-        rich_help_panel=ENGINE,
-    ),
+    _engine("MTP modules used; the last one is recycled for further tokens.", show_default="one for each token"),
 ]
 DraftModel = Annotated[
     str | None,
-    typer.Option(
-        help="Directory or Hugging Face id of the MTP modules: an export of them, or a checkpoint (mtp).",
+    _engine(
+        "Directory or Hugging Face id of the MTP modules: an export of them, or a checkpoint (mtp).",
         show_default="the model's own",
-        rich_help_panel=ENGINE,
     ),
 ]
-NgramMin = Annotated[
-    int | None, typer.Option(help="Shortest n-gram looked up (ngram).", show_default="2", rich_help_panel=ENGINE)
-]
-NgramMax = Annotated[
-    int | None, typer.Option(help="Longest n-gram looked up (ngram).", show_default="4", rich_help_panel=ENGINE)
-]
+NgramMin = Annotated[int | None, _engine("Shortest n-gram looked up (ngram).", show_default="2")]
+NgramMax = Annotated[int | None, _engine("Longest n-gram looked up (ngram).", show_default="4")]
 SpeculativeConfig = Annotated[
     str | None,
-    typer.Option(
-        help="""Speculation as vLLM's users write it: '{"method": "mtp", "num_speculative_tokens": 1}'.""",
-        rich_help_panel=ENGINE,
-        metavar="JSON",
+    _engine(
+        """Speculation as vLLM's users write it: '{"method": "mtp", "num_speculative_tokens": 1}'.""", metavar="JSON"
     ),
 ]
-BlockSize = Annotated[
-    int | None, typer.Option(help="Tokens a block of the KV cache holds.", show_default="16", rich_help_panel=ENGINE)
-]
-NumBlocks = Annotated[
-    int | None,
-    typer.Option(
-        help="Blocks of the KV cache.", show_default="what max-num-seqs requests need", rich_help_panel=ENGINE
-    ),
-]
-MaxNumSeqs = Annotated[
-    int | None, typer.Option(help="Most requests at a time.", show_default="16", rich_help_panel=ENGINE)
-]
-MaxNumBatchedTokens = Annotated[
-    int | None, typer.Option(help="Most tokens in a step.", show_default="512", rich_help_panel=ENGINE)
-]
-MaxModelLen = Annotated[
-    int | None,
-    typer.Option(help="Most tokens of prompt and answer.", show_default="the model's context", rich_help_panel=ENGINE),
-]
-NoPrefixCache = Annotated[
-    bool, typer.Option("--no-prefix-cache", help="Share no blocks between prompts.", rich_help_panel=ENGINE)
-]
+BlockSize = Annotated[int | None, _engine("Tokens a block of the KV cache holds.", show_default="16")]
+NumBlocks = Annotated[int | None, _engine("Blocks of the KV cache.", show_default="what max-num-seqs requests need")]
+MaxNumSeqs = Annotated[int | None, _engine("Most requests at a time.", show_default="16")]
+MaxNumBatchedTokens = Annotated[int | None, _engine("Most tokens in a step.", show_default="512")]
+MaxModelLen = Annotated[int | None, _engine("Most tokens of prompt and answer.", show_default="the model's context")]
+NoPrefixCache = Annotated[bool, _engine("Share no blocks between prompts.", "--no-prefix-cache")]
 
 
 @dataclass(frozen=True)

@@ -4,41 +4,38 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
+from paceline.cli.groups import option
 from paceline.cli.options import SAMPLING
 from paceline.errors import UserError
 from paceline.request import SamplingParams
 from paceline.structured import MAX_LENGTH, StructuredOutputsParams
 
+_option = partial(option, SAMPLING)
 
-def _option(*flags: str, **settings: Any) -> Any:
-    return typer.Option(*flags, rich_help_panel=SAMPLING, **settings)
-
-
-Temperature = Annotated[float, _option(help="0 is greedy.")]
-TopK = Annotated[int, _option(help="Only the k likeliest tokens; 0 or -1: all.")]
-TopP = Annotated[float, _option(help="Only the likeliest tokens that hold this mass.")]
-MinP = Annotated[float, _option(help="Only tokens at least this likely, relative to the likeliest.")]
-PresencePenalty = Annotated[float, _option(help="Off the logit of every token already generated.")]
-FrequencyPenalty = Annotated[float, _option(help="Off the logit, for each time the token was generated.")]
-RepetitionPenalty = Annotated[float, _option(help="Divides the logits of tokens in prompt and answer; 1: off.")]
-LogitBias = Annotated[str | None, _option(help="""Added to logits, as JSON: '{"123": -5}'.""", metavar="JSON")]
-Seed = Annotated[int | None, _option(help="Same seed, same text.", show_default="a fresh one")]
-Stop = Annotated[list[str] | None, _option(help="End before this text. May be given several times.", metavar="TEXT")]
-StopTokenId = Annotated[list[int] | None, _option("--stop-token-id", help="End after this token. Repeatable.")]
-IgnoreEos = Annotated[bool, _option("--ignore-eos", help="Write on past the end-of-sequence token.")]
-MaxTokens = Annotated[int, _option(help="Most tokens to generate.")]
-MinTokens = Annotated[int, _option(help="Fewest tokens to generate.")]
-Count = Annotated[int, _option("-n", "--n", help="Answers per prompt.")]
-JsonSchema = Annotated[str | None, _option(help="The answer is JSON of this schema.", metavar="FILE|JSON")]
-Regex = Annotated[str | None, _option(help="The whole answer matches this regular expression.", metavar="TEXT")]
-Choice = Annotated[list[str] | None, _option(help="The answer is one of these. Repeatable.", metavar="TEXT")]
-Grammar = Annotated[str | None, _option(help="The answer follows this Lark or GBNF grammar.", metavar="FILE|TEXT")]
-Logprobs = Annotated[int | None, _option(help="With --json: log-probabilities of each token and of this many others.")]
+Temperature = Annotated[float, _option("0 is greedy.")]
+TopK = Annotated[int, _option("Only the k likeliest tokens; 0 or -1: all.")]
+TopP = Annotated[float, _option("Only the likeliest tokens that hold this mass.")]
+MinP = Annotated[float, _option("Only tokens at least this likely, relative to the likeliest.")]
+PresencePenalty = Annotated[float, _option("Off the logit of every token already generated.")]
+FrequencyPenalty = Annotated[float, _option("Off the logit, for each time the token was generated.")]
+RepetitionPenalty = Annotated[float, _option("Divides the logits of tokens in prompt and answer; 1: off.")]
+LogitBias = Annotated[str | None, _option("""Added to logits, as JSON: '{"123": -5}'.""", metavar="JSON")]
+Seed = Annotated[int | None, _option("Same seed, same text.", show_default="a fresh one")]
+Stop = Annotated[list[str] | None, _option("End before this text. May be given several times.", metavar="TEXT")]
+StopTokenId = Annotated[list[int] | None, _option("End after this token. Repeatable.", "--stop-token-id")]
+IgnoreEos = Annotated[bool, _option("Write on past the end-of-sequence token.", "--ignore-eos")]
+MaxTokens = Annotated[int, _option("Most tokens to generate.")]
+MinTokens = Annotated[int, _option("Fewest tokens to generate.")]
+Count = Annotated[int, _option("Answers per prompt.", "-n", "--n")]
+JsonSchema = Annotated[str | None, _option("The answer is JSON of this schema.", metavar="FILE|JSON")]
+Regex = Annotated[str | None, _option("The whole answer matches this regular expression.", metavar="TEXT")]
+Choice = Annotated[list[str] | None, _option("The answer is one of these. Repeatable.", metavar="TEXT")]
+Grammar = Annotated[str | None, _option("The answer follows this Lark or GBNF grammar.", metavar="FILE|TEXT")]
+Logprobs = Annotated[int | None, _option("With --json: log-probabilities of each token and of this many others.")]
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,7 @@ async def _serve(model: Path, settings: ServerSettings, listener: socket.socket)
             make_app(State(settings, client, tokenizer, metrics)),
             log_level="warning",
             access_log=False,  # `RequestLog` writes its own
+            server_header=False,
             lifespan="off",
             timeout_graceful_shutdown=max(1, round(settings.drain)),
         )

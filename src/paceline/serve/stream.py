@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from fastapi import Request, Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from paceline.serve.errors import ApiError, error_body
 
@@ -23,27 +23,13 @@ def event(data: dict[str, Any]) -> bytes:
     return b"data: %b\n\n" % _written(data).encode()
 
 
-async def events(first: dict[str, Any], chunks: AsyncIterator[dict[str, Any]]) -> AsyncIterator[bytes]:
-    """Each chunk as an event, then [DONE]; an error on the way is the last event, without [DONE]."""
-    try:
-        yield event(first)
-        async for chunk in chunks:
-            yield event(chunk)
-        yield DONE
-    except ApiError as error:
-        yield event(error.body)
-    except Exception:
-        yield event(error_body(500, "The server has a defect; its log tells which."))
-        raise
-
-
 class EventStream(Response):
     """Calls `leave` when the client goes away, and however it ends. What waits for the engine must end by that."""
 
     media_type = "text/event-stream"
 
     def __init__(self, first: dict[str, Any], chunks: AsyncIterator[dict[str, Any]], leave: Callable[[], None]) -> None:
-        self._events, self._leave = events(first, chunks), leave
+        self._first, self._chunks, self._leave = first, chunks, leave
         self.status_code, self.background = 200, None
         self.init_headers({"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
 
@@ -63,10 +49,22 @@ class EventStream(Response):
             self._leave()
 
     async def _write(self, send: Send) -> None:
+        """Each chunk as an event, then [DONE]; an error on the way is the last event, without [DONE]."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async for part in self._events:
-            await send({"type": "http.response.body", "body": part, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        try:
+            await send(_part(event(self._first)))
+            async for chunk in self._chunks:
+                await send(_part(event(chunk)))
+            await send(_part(DONE, more=False))
+        except ApiError as error:
+            await send(_part(event(error.body), more=False))
+        except Exception:
+            await send(_part(event(error_body(500, "The server has a defect; its log tells which.")), more=False))
+            raise
+
+
+def _part(body: bytes, more: bool = True) -> Message:
+    return {"type": "http.response.body", "body": body, "more_body": more}
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T], leave: Callable[[], None]) -> T:

@@ -306,3 +306,18 @@ def test_a_pointer_is_not_called_damaged(tmp_path: Path) -> None:
     (tmp_path / SINGLE).write_text(pointer)
     with pytest.raises(UserError, match="git lfs pull"):
         Checkpoint(tmp_path)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="this system does not tell what is mapped")
+def test_released_files_are_mapped_no_more_and_can_be_read_again(tmp_path: Path) -> None:
+    """A checkpoint larger than memory is quantised file by file."""
+    save_file({"x": torch.arange(40.0)}, tmp_path / "model.safetensors")
+    checkpoint = Checkpoint(tmp_path)
+
+    def mapped() -> bool:
+        return str(tmp_path) in Path("/proc/self/maps").read_text()
+
+    assert checkpoint.tensor("x").sum() == 780 and mapped()
+    checkpoint.release()
+    assert not mapped()
+    assert checkpoint.tensor("x").sum() == 780

@@ -85,6 +85,10 @@ class Checkpoint(Mapping[str, TensorInfo]):
             raise UserError(f"Tensor {name} cannot be read from {file} ({problem}): {AGAIN}") from None
         return tensor
 
+    def release(self) -> None:
+        """Lets go of the files that are mapped, once nothing of them is in use; what comes next opens them again."""
+        self._open.clear()
+
 
 def _scan(directory: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, TensorInfo]]:
     """The tensors of the directory. The index decides which tensors count; each must be in the shard it names."""

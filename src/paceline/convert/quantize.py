@@ -30,6 +30,7 @@ from paceline.convert.rawfile import Entry, header, write_all
 from paceline.convert.travelling import travelling
 from paceline.errors import UserError
 from paceline.formats import Format, format_of, owner
+from paceline.garbage import uncollected
 from paceline.layers.quant import quantise_modules
 from paceline.models import build_model, build_mtp
 from paceline.models.meta import laid_out
@@ -99,6 +100,7 @@ class QuantizePlan:
         return dict(self.raw) | {"quantization_config": announce(self.form, modules)}
 
 
+@uncollected()
 def plan_quantize(source: str | Path, form: Format) -> QuantizePlan:
     """Headers only. Raises UserError for a checkpoint that could not be loaded, or is in this format already."""
     config, checkpoint = ModelConfig.from_dir(source), Checkpoint(source)
@@ -118,12 +120,13 @@ def _forms(config: ModelConfig, checkpoint: Checkpoint, form: Format) -> dict[st
     with laid_out(config.dtype):
         target = build_model(config)
         quantise_modules(target, form)
-        views = target.weights()
-        account(views, checkpoint, ignored=lambda name: not_of_target(name, config))
-        if config.num_nextn_predict_layers:
-            mtp = build_mtp(config, target)
+        mtp = build_mtp(config, target) if config.num_nextn_predict_layers else None
+        if mtp is not None:
             quantise_modules(mtp, form)
-            views |= mtp.weights() | mtp.shared_weights()
+    views = target.weights()
+    account(views, checkpoint, ignored=lambda name: not_of_target(name, config))
+    if mtp is not None:
+        views |= mtp.weights() | mtp.shared_weights()
     return {name: format_of(view.dtype) for name, view in views.items()}
 
 
@@ -143,6 +146,7 @@ def quantize(
             checkpoint = Checkpoint(plan.source)
             for file, pieces in plan.files.items():
                 _write_file(draft / file, pieces, checkpoint, advance)
+                checkpoint.release()
             _write_rest(draft, plan)
     except OSError as problem:
         raise UserError(f"{target} could not be written and is as it was ({problem}): mend that first.") from None

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from paceline.bench.arrivals import poisson
 from paceline.bench.columns import goodput, spread, steady_state, steady_window, tpot, whole_run
-from paceline.bench.intervals import medians, ratio, t_quantile
+from paceline.bench.intervals import medians, over_rows, ratio, t_quantile
 from paceline.bench.runs import Answer
 
 
@@ -135,6 +135,26 @@ def test_intervals_hold_what_they_promise(repeats: int) -> None:
     assert 0.93 <= held / 1000 <= 0.97
     # t * 0.02 / sqrt(repeats): 18 % of two repeats, 3 % of four, 1.4 % of ten.
     assert median(widths) == pytest.approx(t_quantile(repeats - 1) * 0.02 / math.sqrt(repeats), rel=0.4)
+
+
+@pytest.mark.parametrize(("rows", "repeats"), [(19, 2), (19, 5), (3, 3)])
+def test_rows_that_were_measured_apart_make_up_for_few_repeats(rows: int, repeats: int) -> None:
+    """The geometric mean over rows of different ratios, one of them four times as noisy as the others."""
+    rng, held, widths = random.Random(rows + repeats), 0, []
+    truth = [1.0 + 0.05 * row for row in range(rows)]
+    for _ in range(1000):
+        noise = [0.08] + [0.02] * (rows - 1)
+        found = over_rows(
+            [[t * rng.lognormvariate(0, s) for _ in range(repeats)] for t, s in zip(truth, noise, strict=True)]
+        )
+        middle = math.exp(math.fsum(map(math.log, truth)) / rows)
+        held += found["low"] <= middle <= found["high"]
+        widths.append(math.log(found["high"] / found["low"]) / 2)
+    assert 0.93 <= held / 1000 <= 0.985
+    if rows == 19:
+        assert median(widths) < (0.025 if repeats == 2 else 0.012)
+    assert over_rows([[2.0, 2.0], [8.0, 8.0]]) == pytest.approx({"median": 4.0, "low": 4.0, "high": 4.0})
+    assert over_rows([[2.0], [8.0, 8.0]])["low"] is None
 
 
 def test_medians_go_into_dictionaries() -> None:

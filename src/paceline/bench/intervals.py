@@ -34,6 +34,23 @@ def ratio(ours: Sequence[float | None], base: Sequence[float | None]) -> dict[st
     return {"median": median(ratios), "low": exp(mean(logs) - half), "high": exp(mean(logs) + half)}
 
 
+def over_rows(rows: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """rows[i][r]: the ratio in repeat r of row i; rows were measured apart, each with a noise of its own. The geometric
+    mean in which each row counts the same, and its 95 % confidence interval by Welch and Satterthwaite: many rows make
+    up for few repeats. `low` and `high` are None where a row has a single repeat."""
+    logs = [[log(value) for value in row] for row in rows]
+    middle = mean(map(mean, logs))
+    if min(map(len, logs)) < 2:
+        return {"median": exp(middle), "low": None, "high": None}
+    shares = [stdev(row) ** 2 / len(row) for row in logs]  # of the variance of the rows' sum
+    if not any(shares):
+        return dict.fromkeys(("median", "low", "high"), exp(middle))
+    # (sum of v)^2 / sum of v^2 / (n - 1)
+    degrees = sum(shares) ** 2 / sum(v * v / (len(row) - 1) for v, row in zip(shares, logs, strict=True))
+    half = t_quantile(max(1, int(degrees))) * sqrt(sum(shares)) / len(rows)
+    return {"median": exp(middle), "low": exp(middle - half), "high": exp(middle + half)}
+
+
 def medians(columns: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
     """Of every number in dictionaries of the same shape, also nested ones; None where one of them has none."""
     found = [entry for entry in columns if entry is not None]

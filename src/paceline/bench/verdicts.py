@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from math import exp, log
-from statistics import mean, median
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import median
 from typing import Any
 
-from paceline.bench.intervals import ratio
+from paceline.bench.intervals import over_rows, ratio
 
 OWN_CHOICE = "auto"
 Rates = Sequence[float | None]  # output tokens/s of each repeat
@@ -16,11 +15,17 @@ Rates = Sequence[float | None]  # output tokens/s of each repeat
 def best_fixed(rates: Mapping[str, Rates]) -> dict[str, Any] | None:
     """The engine's own choice against the best fixed number of drafts, none at all among them: by output tokens/s. The
     best one is chosen by the same runs, which is in its favour. None without something to compare."""
-    fixed = {name: rates[name] for name in rates if (name.isdecimal() or name == "none") and all(rates[name])}
-    if not rates.get(OWN_CHOICE) or not any(map(str.isdecimal, fixed)):
+    fixed = _fixed([name for name in rates if all(rates[name])])
+    if not rates.get(OWN_CHOICE) or not fixed:
         return None
-    best = max(fixed, key=lambda name: median(rate or 0.0 for rate in fixed[name]))
-    return {"arm": best, "output": ratio(rates[OWN_CHOICE], fixed[best])}
+    best = max(fixed, key=lambda name: median(rate or 0.0 for rate in rates[name]))
+    return {"arm": best, "output": ratio(rates[OWN_CHOICE], rates[best])}
+
+
+def _fixed(arms: Iterable[str]) -> list[str]:
+    """The fixed numbers among them, and none; nothing where there is no number."""
+    found = [name for name in arms if name.isdecimal() or name == "none"]
+    return found if any(map(str.isdecimal, found)) else []
 
 
 def judged_arm(rows: Sequence[dict[str, Any]]) -> str | None:
@@ -41,23 +46,37 @@ def by_source(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _over_sources(rows: Sequence[dict[str, Any]], arm: str) -> dict[str, Any]:
-    rates = {name: _mean_rates(rows, name) for name in rows[0]["arms"]}
+    base = next(iter(rows[0]["arms"]))
     return {
         "concurrency": rows[0]["concurrency"],
         "sources": len(rows),
         "arm": arm,
-        "together": ratio(rates[arm], next(iter(rates.values()))),
+        "together": over_rows(_ratios(rows, arm, base)),
         "worst": _worst(rows, lambda row: row["arms"][arm]["speedup"]["output"]),
-        "together_to_best_fixed": best_fixed(rates),
+        "together_to_best_fixed": _to_best_fixed(rows),
         "worst_to_best_fixed": _worst(rows, lambda row: (row["best_fixed"] or {}).get("output")),
         "same": all(found["same"] for row in rows for found in row["arms"].values()),
     }
 
 
-def _mean_rates(rows: Sequence[dict[str, Any]], arm: str) -> list[float | None]:
-    """Of each repeat that every source has: the geometric mean over the sources."""
-    repeats = [[run["whole"]["output_tokens_per_second"] for run in row["arms"][arm]["by_repeat"]] for row in rows]
-    return [exp(mean(map(log, rates))) for rates in zip(*repeats, strict=False)]
+def _ratios(rows: Sequence[dict[str, Any]], arm: str, base: str) -> list[list[float]]:
+    """Of output tokens/s, in each repeat of each row."""
+    pairs = [(row["arms"][arm]["by_repeat"], row["arms"][base]["by_repeat"]) for row in rows]
+    return [[_rate(one) / _rate(other) for one, other in zip(*pair, strict=True)] for pair in pairs]
+
+
+def _rate(repeat: dict[str, Any]) -> float:
+    return float(repeat["whole"]["output_tokens_per_second"])
+
+
+def _to_best_fixed(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """As `best_fixed`, of the number that is best over all rows."""
+    base, *others = rows[0]["arms"]
+    fixed = _fixed([base, *others])
+    if OWN_CHOICE not in others or not fixed:
+        return None
+    best = max(fixed, key=lambda name: over_rows(_ratios(rows, name, base))["median"])
+    return {"arm": best, "output": over_rows(_ratios(rows, OWN_CHOICE, best))}
 
 
 def _worst(rows: Sequence[dict[str, Any]], of: Callable[[dict[str, Any]], dict[str, Any] | None]) -> Any:

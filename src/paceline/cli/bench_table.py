@@ -32,7 +32,8 @@ def bench_table(
     ] = "1,2,4,8,16,20,40,80",
     work: shared.Work,
     by_source: Annotated[
-        bool, typer.Option("--by-source", help="A line for each source, the worst one first.", rich_help_panel=shared.WORK)
+        bool,
+        typer.Option("--by-source", help="A line for each source, the worst one first.", rich_help_panel=shared.WORK),
     ] = False,
     num_requests: shared.NumRequests = None,
     full: shared.Full = False,

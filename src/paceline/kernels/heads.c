@@ -229,21 +229,23 @@ static long heads_together(const Pass *m, long tile, int threads) {
     return together;
 }
 
-/* q [rows, heads, own + rest], rows `q_stride` apart. A slot has keys [kv_heads, own] and what they share [rest], `k_stride` numbers on from the
- * slot before, and values [kv_heads, v_dim], `v_stride` on; own, rest and v_dim are multiples of 32. out [rows, heads,
- * v_dim]. Query head h reads key head h / (heads / kv_heads); scale is above 0. numbers: starts [requests + 1], context,
- * first, tables [requests] and blocks, one behind the other. Request r owns the rows starts[r] .. starts[r + 1], which
- * lie at the places from context[r] on; place p is in slot blocks[tables[r] + p / block_size] * block_size + p %
- * block_size. A row sees the places first[r] .. its own (itself at least); `longest`: the most that any may see. tile:
- * rows of a request that are read for together. scratch: for each thread 4 * (longest + 32) + 16 * (longest + 16) floats. */
+/* q [rows, heads, own + rest], rows `q_stride` apart. A slot has keys [kv_heads, own] and what they share [rest],
+ * `k_stride` numbers on from the slot before, and values [kv_heads, v_dim], `v_stride` on; own, rest and v_dim are
+ * multiples of 32. out [rows, heads, v_dim]. Query head h reads key head h / (heads / kv_heads); scale is above 0.
+ * numbers: starts [requests + 1], context, first, tables [requests] and blocks, one behind the other. Request r owns the
+ * rows starts[r] .. starts[r + 1], which lie at the places from context[r] on; place p is in slot blocks[tables[r] + p /
+ * block_size] * block_size + p % block_size. A row sees the places first[r] .. its own (itself at least); `longest`: the
+ * most that any may see. tile: rows of a request that are read for together. scratch: for each thread 4 * (longest + 32)
+ * + 16 * (longest + 16) floats. */
 void attend_heads(const bf16 *q, const bf16 *keys, const bf16 *shared, const bf16 *values, bf16 *out,
                   const int64_t *numbers, float *scratch, long requests, long heads, long kv_heads, long q_stride,
                   long own, long rest, long v_dim, long k_stride, long v_stride, long block_size, long longest,
                   float scale, long tile, int threads) {
     const int64_t *context = numbers + requests + 1, *first = context + requests, *tables = first + requests;
-    const Pass pass = {q,        keys,     shared, values, out,      numbers,  context,    first,   tables, tables + requests,
-                       requests, heads,    kv_heads, q_stride, own, rest, v_dim, k_stride, v_stride, block_size,
-                       longest,  scale};
+    const Pass pass = {q,        keys,   shared,            values,   out,   numbers,  context,
+                       first,    tables, tables + requests, requests, heads, kv_heads, q_stride,
+                       own,      rest,   v_dim,             k_stride, v_stride, block_size, longest,
+                       scale};
     long room = 4 * (longest + AHEAD + PLACES) + QUERIES * (longest + PLACES), next = 0;
     const long together = heads_together(&pass, tile, threads);
     if (threads == 1) { /* a team of one would cost a microsecond */

@@ -278,6 +278,19 @@ def test_replays_are_drawn(tmp_path: Path) -> None:
         draw_policy(rows, tmp_path / "policy.pdf")
 
 
+def test_a_step_of_the_staircase_behind_the_best_width_does_no_harm() -> None:
+    """A third draft would cost much, so that there is none; the two before it are worth their rows all the same."""
+    cliff = replace(
+        table(draft=0.01), extra=[[0, 1, 2, 3], [0, 16, 32, 48]], seconds=[[1, 1.1, 1.2, 5], [2, 2.2, 2.4, 9]]
+    )
+    recorded = replace(traces([2, 1]), costs=cliff)
+    rates = [
+        Replay(recorded, policy, 6, SHAPES["steady"], 3000).run()
+        for policy in (AdaptiveWidth(cliff, MOST), FixedWidth(2))
+    ]
+    assert rates[0] >= 0.97 * rates[1]
+
+
 def test_recordings_survive_the_disk(tmp_path: Path) -> None:
     file = tmp_path / "traces.json"
     traces([1, 2]).save(file)

@@ -17,6 +17,7 @@ without them. Counted, they would make tokens look slow, and time cheap.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from paceline.request import Request
@@ -47,11 +48,11 @@ class Decisions:
 
 @dataclass
 class _Prices:
-    """At what has been decided. rate: tokens a second, as forecast; row: seconds of one row more; passes, each: by
-    depth, seconds of one more pass of the drafter, and of each request in it."""
+    """At what has been decided. rate: tokens a second, as forecast. By depth, from the first draft on: rows: seconds
+    of a row with such a draft; passes, each: of a pass of the drafter, and of each request in it."""
 
     rate: float
-    row: float
+    rows: list[float]
     passes: list[float]
     each: list[float]
 
@@ -109,8 +110,8 @@ class AdaptiveWidth:
         assert prices is not None, "nothing was to be asked"
         self._drafted.append(len(requests))
         last = depth >= self.most
-        level = min(depth, len(prices.each) - 1)
-        price = prices.rate * (prices.row + prices.each[level])
+        level = min(depth, self.most - 1)
+        price = prices.rate * (prices.rows[level] + prices.each[level])
         more, worth = [], 0.0
         for request, confidence in zip(requests, confidences, strict=True):
             history, own = self.survival.history(request), request.num_speculative_tokens
@@ -125,11 +126,10 @@ class AdaptiveWidth:
         """Drafting is paid for: now a draft must be worth its row."""
         prices, kept = self._plan.prices, list(drafted)
         assert prices is not None, "nothing was to be asked"
-        price = prices.rate * prices.row
         for r, request in enumerate(requests):
             if request.num_speculative_tokens is None and drafted[r]:
                 gains = weighted(self.survival.history(request).made[: drafted[r]], self.latency_weight)
-                while kept[r] and kept[r] <= len(gains) and gains[kept[r] - 1] < price:
+                while 0 < kept[r] <= len(gains) and gains[kept[r] - 1] < prices.rate * prices.rows[kept[r] - 1]:
                     kept[r] -= 1
         self.decisions.cut += sum(drafted) - sum(kept)
         return kept
@@ -171,7 +171,7 @@ class AdaptiveWidth:
         plan.usual = round(sets.rows[chosen] / n)
         deepest = max(plan.widths.values(), default=0)
         if deepest > 1 and deepest * (_QUESTION + n * _EACH) < _WORTH * sets.seconds[chosen]:
-            plan.prices = _prices(sets.tokens[chosen] / sets.seconds[chosen], passes, drafts, sets.rows[chosen], n)
+            plan.prices = _prices(sets.tokens[chosen] / sets.seconds[chosen], passes, drafts, n)
             plan.usual += _ROOM
             plan.widths = {row: min(self.most, width + _ROOM) for row, width in plan.widths.items() if width}
         return plan
@@ -218,9 +218,8 @@ def _by_depth(widths: list[int]) -> list[int]:
     return [sum(map(depth.__lt__, widths)) for depth in range(max(widths))]
 
 
-def _prices(rate: float, passes: list[float], drafts: list[list[float]], rows: int, requests: int) -> _Prices:
-    """Where so many rows were chosen; slopes over a row or a draft for each request, so that steps even out."""
-    more = min(rows + requests, len(passes) - 1)
-    row = (passes[more] - passes[more - requests]) / requests
+def _prices(rate: float, passes: list[float], drafts: list[list[float]], requests: int) -> _Prices:
+    """Slopes over a row, or a draft, for each request, so that steps even out."""
+    rows = [(more - less) / requests for less, more in pairwise(passes[::requests])]
     each = [(costs[requests] - costs[1]) / max(1, requests - 1) for costs in drafts]
-    return _Prices(rate, row, [costs[1] - x for costs, x in zip(drafts, each, strict=True)], each)
+    return _Prices(rate, rows, [costs[1] - x for costs, x in zip(drafts, each, strict=True)], each)

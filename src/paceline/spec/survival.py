@@ -108,7 +108,8 @@ class Survival:
         found = self._rows.get(request.row)
         if found is None or found.owner is not request:
             kind = request.drafter or "", request.params.temperature > 0
-            self.kinds.setdefault(kind, Depths(self.most))
+            if kind not in self.kinds:
+                self.kinds[kind] = Depths(self.most)
             found = self._rows[request.row] = History(request, kind)
         return found
 

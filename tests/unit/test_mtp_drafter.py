@@ -234,17 +234,17 @@ def test_where_nobody_drafts_for_long_nothing_is_followed(loaded: Loaded) -> Non
 
 
 def test_prompts_are_read_for_nobody_once_nobody_drafts(loaded: Loaded) -> None:
-    config = replace(BASE, max_num_batched_tokens=9, max_model_len=200, enable_prefix_caching=False)
+    config = replace(BASE, max_num_batched_tokens=9, max_model_len=250, enable_prefix_caching=False)
     engine = loaded.engine(config)
     drafter = engine.drafter
     assert isinstance(drafter, MTPDrafter)
-    params = SamplingParams(max_tokens=60, ignore_eos=True)
+    params = SamplingParams(max_tokens=230, ignore_eos=True)
     (first,) = engine.add_request("first", [5], params)
     engine.step()
     followed = []
     for name, width in (("a", 3), ("b", 0)):
         first.num_speculative_tokens = width
-        for _ in range(10):
+        for _ in range(25):
             engine.step()
         (request,) = engine.add_request(name, list(range(10, 90)), params)
         for _ in range(6):

@@ -38,10 +38,10 @@ from paceline.sampling import Sampler
 from paceline.spec.proposal import Proposal
 from paceline.spec.strands import LONG, MOST, WINDOW, Part, Strand, Track
 
-# A module that few draft with is not worth reading prompts: after so many steps in which fewer than one request in so
-# many drafted so deep, it rests until somebody does, and then begins with what has waited.
-_QUIET, _FEW = 8, 8
-_ASLEEP = 32  # steps with few drafts after which nothing is followed any more, until more want drafts
+# A module that few draft with is not worth reading prompts: where of late fewer than one request in four drafted so
+# deep, it begins with what has waited when somebody does. Of late: each step counts so much; a short trial is too short.
+_FOLLOWED, _LATE = 0.25, 1 / 16
+_FEW, _ASLEEP = 8, 32  # steps in which fewer than one in so many drafted, after which nothing is followed any more
 
 
 class MTPDrafter:
@@ -65,8 +65,8 @@ class MTPDrafter:
         self.kept = pool.k[0].new_zeros(depths, pool.num_blocks, hidden)
         self.known: list[list[tuple[int, ...] | None]] = [[None] * pool.num_blocks for _ in range(depths)]
         self.tracks: dict[int, Track] = {}  # by row
-        self.quiet = [0] * depths  # by module: steps in a row in which few drafted with it
-        self.asleep = False
+        self.use = [1.0] * depths  # by module: the share of requests that drafted with it of late
+        self.quiet, self.asleep = 0, False  # steps in a row with few drafts; whether nothing is followed
 
     @classmethod
     def build(cls, config: EngineConfig, target_runner: Any) -> MTPDrafter:
@@ -161,11 +161,13 @@ class MTPDrafter:
     def sleeps(self, requests: list[Request], widths: list[int]) -> bool:
         """Whether there are no drafts in this step: hardly anybody has wanted any lately, so nothing is followed and
         all is forgotten. Who is back begins with the next token, as behind a prefix hit that nobody knows."""
-        asked = any(request.num_speculative_tokens for request in requests)
-        for d in range(len(self.quiet) if widths else 0):
-            few = _FEW * sum(width > d for width in widths) < len(widths) and not asked
-            self.quiet[d] = self.quiet[d] + 1 if few else 0
-        before, self.asleep = self.asleep, self.quiet[0] >= _ASLEEP
+        if widths:
+            for d, use in enumerate(self.use):
+                self.use[d] += _LATE * (sum(width > d for width in widths) / len(widths) - use)
+            asked = any(request.num_speculative_tokens for request in requests)
+            few = _FEW * sum(width > 0 for width in widths) < len(widths) and not asked
+            self.quiet = self.quiet + 1 if few else 0
+        before, self.asleep = self.asleep, self.quiet >= _ASLEEP
         if self.asleep and not before:
             self.tracks.clear()
             self.known = [[None] * len(known) for known in self.known]
@@ -187,7 +189,7 @@ class MTPDrafter:
     @property
     def followed(self) -> int:
         """How many modules read prompts."""
-        return next((d for d, steps in enumerate(self.quiet) if steps >= _QUIET), len(self.quiet))
+        return next((d for d, use in enumerate(self.use) if use < _FOLLOWED), len(self.use))
 
     def ending(self, left: list[Track], ready: list[Track]) -> list[Track]:
         """Those that left and still have to read for prefix hits, each with as many modules as kept up. Where one of

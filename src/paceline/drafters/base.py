@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from paceline.request import Request
@@ -35,6 +36,21 @@ class Seen:
     first: list[int]
     count: list[int]
     hidden: Tensor
+
+    def of_those_still_there(self) -> Seen:
+        """Without requests that ended, left or were preempted since: their block tables are no longer these."""
+        there = [r for r, request in enumerate(self.requests) if request.blocks is self.blocks[r]]
+        if len(there) == len(self.requests):
+            return self
+        pieces = self.hidden.split(self.count)
+        return Seen(
+            requests=[self.requests[r] for r in there],
+            rows=[self.rows[r] for r in there],
+            blocks=[self.blocks[r] for r in there],
+            first=[self.first[r] for r in there],
+            count=[self.count[r] for r in there],
+            hidden=torch.cat([self.hidden[:0], *(pieces[r] for r in there)]),
+        )
 
 
 class Drafter(Protocol):

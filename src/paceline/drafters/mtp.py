@@ -20,6 +20,7 @@ the block, with where their modules began to see, so that a prefix hit can go on
 
 from __future__ import annotations
 
+from collections import deque
 from itertools import accumulate
 from typing import Any, cast
 
@@ -32,9 +33,10 @@ from paceline.cache.pool import Pool
 from paceline.config import MAX_SPECULATIVE_TOKENS, EngineConfig
 from paceline.drafters.base import Deeper, Seen
 from paceline.errors import UserError
+from paceline.kernels.chain import Asked, Way, pack_chain
 from paceline.models.mtp import MTP, MTPDepth
 from paceline.request import Request
-from paceline.sampling import Sampler
+from paceline.sampling import Sampler, is_plain
 from paceline.spec.proposal import Proposal
 from paceline.spec.strands import LONG, MOST, WINDOW, Part, Strand, Track
 
@@ -42,6 +44,7 @@ from paceline.spec.strands import LONG, MOST, WINDOW, Part, Strand, Track
 # deep, it begins with what has waited when somebody does. Of late: each step counts so much; a short trial is too short.
 _FOLLOWED, _LATE = 0.25, 1 / 16
 _FEW, _ASLEEP = 8, 32  # steps in which fewer than one in so many drafted, after which nothing is followed any more
+_RECENT = 16  # steps whose features are kept even so: with none before them, first drafts are right half as often
 
 
 class MTPDrafter:
@@ -59,6 +62,8 @@ class MTPDrafter:
         )
         self.max_tokens = MAX_SPECULATIVE_TOKENS
         self.modules = [cast(MTPDepth, depth) for depth in mtp.depths]
+        chained = [module.chained(pool.memory[module.index]) for module in self.modules] if pool.spec.shared else [None]
+        self.chain = pack_chain(chained, pool.block_size)
         depths, hidden = len(self.modules), self.modules[0].norm.weight.shape[0]
         # Outputs of depth 0..D-1 (0: the target) at the last slot of each block; and whether module d = 1..D read that
         # slot: then its `Track.firsts`.
@@ -67,6 +72,7 @@ class MTPDrafter:
         self.tracks: dict[int, Track] = {}  # by row
         self.use = [1.0] * depths  # by module: the share of requests that drafted with it of late
         self.quiet, self.asleep = 0, False  # steps in a row with few drafts; whether nothing is followed
+        self.recent: deque[Seen] = deque(maxlen=_RECENT)  # what was seen meanwhile
 
     @classmethod
     def build(cls, config: EngineConfig, target_runner: Any) -> MTPDrafter:
@@ -87,6 +93,9 @@ class MTPDrafter:
 
     def observe(self, seen: Seen) -> None:
         if self.asleep:
+            if seen.hidden.shape[0] > LONG:
+                self.recent.clear()
+            self.recent.append(seen)
             return
         offset, long = 0, seen.hidden.shape[0] > LONG
         for request, row, first, count, blocks in zip(
@@ -159,8 +168,8 @@ class MTPDrafter:
         return Proposal.of_chains([[track.request.tokens[-1], *track.drafts] for track in ready])
 
     def sleeps(self, requests: list[Request], widths: list[int]) -> bool:
-        """Whether there are no drafts in this step: hardly anybody has wanted any lately, so nothing is followed and
-        all is forgotten. Who is back begins with the next token, as behind a prefix hit that nobody knows."""
+        """Whether there are no drafts in this step: hardly anybody has wanted any lately, so nothing is followed. Who is
+        back begins with the last few steps' tokens, as behind a prefix hit that nobody knows."""
         if widths:
             for d, use in enumerate(self.use):
                 self.use[d] += _LATE * (sum(width > d for width in widths) / len(widths) - use)
@@ -171,7 +180,10 @@ class MTPDrafter:
         if self.asleep and not before:
             self.tracks.clear()
             self.known = [[None] * len(known) for known in self.known]
-        return before or self.asleep
+        if before and not self.asleep:
+            while self.recent:
+                self.observe(self.recent.popleft().of_those_still_there())
+        return self.asleep or any(request.row not in self.tracks for request in requests)
 
     def reading(self, ready: list[Track]) -> list[Track]:
         """Those that read a prompt and, as it seems, will draft; the others rest."""
@@ -205,7 +217,9 @@ class MTPDrafter:
         return found
 
     def draft(self, ready: list[Track], reading: list[Track], deeper: Deeper | None) -> None:
-        """One pass a module; then the last module again for drafts beyond it."""
+        """One pass a module; then the last module again for drafts beyond it. Or all of it in one call, where it may."""
+        if deeper is None and not reading and self.draft_at_once([track for track in ready if track.goes_on]):
+            return
         live: list[Track] = []
         for d in range(1, len(self.modules) + 1):
             parts = []
@@ -223,6 +237,29 @@ class MTPDrafter:
             _, states = self.forward(len(self.modules), rows, states, list(range(len(live))))
             live, states = self.choose(depth, live, states, deeper)
 
+    def draft_at_once(self, tracks: list[Track]) -> bool:
+        """As `draft`, by compiled code from the first module to the last; False where that does not serve: only plain
+        greedy choices, and few rows, for all outputs are one tensor."""
+        tracks.sort(key=lambda track: -track.width)
+        if self.chain is None or not all(is_plain(track.request.params) for track in tracks):
+            return False
+        asked = [as_asked(track) for track in tracks]
+        if sum(sum(a.counts()) for a in asked) > LONG or not all(a.joined for a in asked):
+            return False
+        waiting = [t.strands[d].features for d in range(len(self.modules)) for t in tracks if t.width > d]
+        outputs, drafts = self.chain(asked, torch.cat([piece for pieces in waiting for piece in pieces]))
+        for d, tokens in enumerate(drafts, 1):
+            live = [track for track in tracks if track.width >= d]
+            parts = [Part.drafting(track, d) for track in live] if d <= len(outputs) else []
+            for part in parts:
+                part.take()
+            for track, token in zip(live, tokens, strict=False):
+                track.drafts.append(token)
+                track.goes_on = track.width > d
+            if parts:
+                self.hand_on(d, parts, outputs[d - 1])
+        return True
+
     def readable(self, track: Track) -> int:
         """The committed tokens that have a slot."""
         return min(len(track.request.tokens), len(track.blocks) * self.pool.block_size)
@@ -239,13 +276,17 @@ class MTPDrafter:
         drafting = [(part.track, end - 1) for part, end in zip(parts, accumulate(counts), strict=True) if part.drafts]
         out, ends = self.forward(d, rows, features, [end for _, end in drafting])
         found = self.choose(d, [track for track, _ in drafting], ends, deeper)
+        self.hand_on(d, parts, out)
+        return found
+
+    def hand_on(self, d: int, parts: list[Part], out: Tensor) -> None:
+        """What module d made of these parts goes to the next module, and beside the blocks."""
         if self.prefix_caching:
             self.keep(d, parts, out)
         if d < len(self.modules):
-            long = out.shape[0] > LONG
+            long, counts = out.shape[0] > LONG, [len(part.tokens) for part in parts]
             for part, outputs, count in zip(parts, out.split(counts), counts, strict=True):
                 part.pass_on(outputs.clone() if long and count <= WINDOW else outputs)
-        return found
 
     def forward(self, d: int, rows: list[Row], features: Tensor, take: list[int]) -> tuple[Tensor, Tensor]:
         """A pass of module d: all outputs, and those in the rows `take`."""
@@ -285,3 +326,9 @@ class MTPDrafter:
             offset += len(part.tokens)
         if rows and d < len(self.kept):
             self.kept[d, blocks] = outputs[rows]
+
+
+def as_asked(track: Track) -> Asked:
+    strands = enumerate(track.strands[: track.width], 1)
+    ways = [Way(strand.start, max(d, strand.first), strand.waiting) for d, strand in strands]
+    return Asked(track.width, track.request.tokens, ways, track.blocks)

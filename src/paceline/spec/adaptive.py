@@ -31,7 +31,7 @@ _ROOM = 2  # drafts beyond the plan, for those that turn out sure, where questio
 _QUESTION, _EACH = 8e-6, 3e-6  # seconds of asking after a depth, and for each request
 _WORTH = 0.02  # of a step's time: about what is gained by asking
 _FORGIVEN = 0.5  # what is left of requests' own histories at each decision without drafts
-_LESSONS = 8  # requests a step from which survival is learned, in turn
+_LESSONS = 2  # requests a step from which survival is learned, in turn
 
 
 @dataclass

@@ -1,8 +1,8 @@
 """How many drafts: what the forecast says, corrected by the clock.
 
 A forecast is as good as its table, and what no table holds (caches that drafts push weights out of, the policy's own
-time) is in the clock. So for batches of each size there are a few ways to go: no drafts, few, and 1, 2, 3, ... for each
-request on the average. Each way has a correction: how much longer its steps take than forecast. The way with the best
+time) is in the clock. So for batches of each size there are a few ways to go: no drafts, and 1, 2, 3, 5 or 8 for each request on
+the average. Each way has a correction: how much longer its steps take than forecast. The way with the best
 corrected rate is taken, and every other way that might be better, as far as its correction is uncertain, is tried for
 some steps now and then. What trials lose is paid from an account that gets 0.7 % of the time.
 
@@ -22,15 +22,11 @@ from math import exp, inf, log, sqrt
 from paceline.spec.allocate import Sets
 
 BUCKET = 1.25  # batches whose sizes differ by less than this factor are judged together
-FEW = 0.25  # drafts for each request, where few get any
-_TRIAL, _STAY, _REST = (
-    4,
-    16,
-    32,
-)  # steps between two decisions: of a trial or while little is known; with drafts; without
+_PLACES = (1, 2, 3, 5, 8)  # drafts for each request: the ways are few, for each costs trials
+_TRIAL, _STAY, _REST = 4, 16, 32  # steps between two decisions: of a trial or while unsure; with drafts; without
 _SKIP = 4  # of so many steps one is looked at, once a way is known
 _ACCOUNT, _START = 0.007, 2.0  # share of the time for trials; steps in the account at first, and at most
-_SPREAD = 0.1  # of a way never tried: the table's error and one step's noise
+_SPREAD = 0.06  # of a way never tried: the table's error and one step's noise
 _KNOWN, _FORGET = 80.0, 1 / 2048  # steps that count at most; what is lost of them with each step
 _PRIOR = 1.25  # a way's first step counts almost as what it was, another way's estimate for it a little
 _BESIDE = 0.25  # what a step counts for the ways beside its own
@@ -62,7 +58,7 @@ class Referee:
     """most: drafts of a request. `trials`: how many there were."""
 
     def __init__(self, most: int) -> None:
-        self.places = (0.0, FEW, *map(float, range(1, most + 1)))
+        self.places = (0.0, *(float(place) for place in _PLACES if place < most), float(most))
         self.trials = 0
         self._ways: dict[int, list[Way]] = {}
         self._level, self._account, self._tick = 0.0, inf, 0
@@ -117,7 +113,8 @@ class Referee:
         if self._trial is None:
             return False
         gain = self._trial.gap - self._corrections(ways)[self._place]
-        self._account -= seconds * (1 - exp(min(1.0, gain)))
+        usual = expected * exp(self._level) if fresh else seconds  # what the first step absorbs is a price too
+        self._account -= max(0.0, seconds - usual) + usual * (1 - exp(min(1.0, gain)))
         return not fresh and gain + self._doubt(ways[self._place].steps) < -_HOPELESS
 
     def _correct(self, ways: list[Way], error: float) -> None:

@@ -217,7 +217,7 @@ class MTPDrafter:
         return found
 
     def draft(self, ready: list[Track], reading: list[Track], deeper: Deeper | None) -> None:
-        """One pass a module; then the last module again for drafts beyond it. Or all of it in one call, where it may."""
+        """One pass a module; then the last module again for drafts beyond it. Or all in one call, where that serves."""
         if deeper is None and not reading and self.draft_at_once([track for track in ready if track.goes_on]):
             return
         live: list[Track] = []

@@ -49,9 +49,13 @@ def attend_heads(q: Tensor, kept: Kept, tables: Tables, block_size: int, scale: 
 def shared_work(tables: Tables, rows: int, heads: int) -> tuple[int, int, Tensor]:
     """Threads, rows in a tile, which share what they read, but leave work for every thread, and scratch for each."""
     threads = torch.get_num_threads() if tables.work * heads >= 4 * SHARED_AT_LEAST else 1
-    size = 4 * (tables.longest + FETCHED) + 16 * (tables.longest + PLACES)
     tile = MANY_ROWS if rows >= MANY_ROWS * len(tables.context) else FEW_ROWS
-    return threads, tile, torch.empty(threads, size, dtype=torch.float32)
+    return threads, tile, scratch_for(tables.longest, threads)
+
+
+def scratch_for(longest: int, threads: int) -> Tensor:
+    """For the most places that a row may see."""
+    return torch.empty(threads, 4 * (longest + FETCHED) + 16 * (longest + PLACES), dtype=torch.float32)
 
 
 def attends_heads(q: Tensor, kept: Kept) -> bool:

@@ -18,13 +18,13 @@ typedef struct {
 } Layer;
 
 /* A layer between embedding and state, and a norm: cos, sin [places, half] by position. */
-typedef struct {
+struct Module {
     const Layer *layer;
     const bf16 *table, *token_norm, *state_norm, *join, *norm;
     const float *cos, *sin;
     long places, half, states_first;
     float eps;
-} Module;
+};
 
 /* x [rows, hidden] to out [rows, hidden]. room: layer.py counts it. */
 void decoder_layer(const Layer *m, const Pass *p, bf16 *pool, const bf16 *x, const float *cos, const float *sin, bf16 *out,

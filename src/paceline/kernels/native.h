@@ -8,6 +8,7 @@ void attend_heads(const bf16 *q, const bf16 *keys, const bf16 *shared, const bf1
                   const int64_t *numbers, float *scratch, long requests, long heads, long kv_heads, long q_stride,
                   long own, long rest, long v_dim, long k_stride, long v_stride, long block_size, long longest,
                   float scale, long tile, int threads);
+void best_of(const bf16 *scores, int64_t *best, float *rated, long rows, long n);
 void norm_pairs(const int64_t *tokens, const bf16 *table, const bf16 *states, const bf16 *token_weight,
                 const bf16 *state_weight, bf16 *made, long rows, long n, int states_first, float eps);
 void route(const bf16 *all, const bf16 *weight, const float *bias, float *all_shares, long rows, long experts, long hidden,
@@ -25,6 +26,9 @@ typedef struct {
 typedef struct HalfLayer HalfLayer;
 void mla(const HalfLayer *m, const Pass *pass, bf16 *pool, const bf16 *x, const float *cos, const float *sin, bf16 *sum,
          bf16 *normed, bf16 *room);
+typedef struct Module Module;
+void mtp_module(const Module *m, const Pass *p, bf16 *pool, const int64_t *tokens, const int64_t *positions,
+                const bf16 *states, bf16 *out, void *room);
 
 /* In place on x [2 * half]: interleaved pairs to halves, turned by cos and sin [half]; half is at most 256. */
 static inline void rotate_pairs(bf16 *x, const float *cos, const float *sin, long half) {

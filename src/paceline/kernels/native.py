@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-_FILES = ("native.c", "latent.c", "heads.c", "linear.c", "moe.c", "mla.c", "layer.c", "noise.c", "int8.c")
+_FILES = ("native.c", "latent.c", "heads.c", "linear.c", "moe.c", "mla.c", "layer.c", "chain.c", "noise.c", "int8.c")
 SOURCES = tuple(Path(__file__).with_name(name) for name in _FILES)
 HEADERS = tuple(Path(__file__).with_name(name) for name in ("bf16.h", "quick_exp.h", "tile.h", "lanes.h", "native.h"))
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-fPIC")
@@ -42,6 +42,7 @@ SIGNATURES = {
     "mla": [_POINTER] * 9,
     "decoder_layer": [_POINTER] * 8,
     "mtp_module": [_POINTER] * 8,
+    "draft_chain": [_POINTER] * 10 + [_LONG] * 2 + [ctypes.c_int],
     "int8_linear": [_POINTER] * 5 + [_LONG] * 3 + [ctypes.c_int],
 }
 

@@ -16,6 +16,7 @@ from functools import cached_property
 from torch import Tensor, nn
 
 from paceline.kernels import norm_pairs
+from paceline.kernels.chain import Depth
 from paceline.kernels.layer import Join, PackedModule, pack_module
 from paceline.layers.attention import Attend, CacheSpec
 from paceline.layers.basic import Embedding, Linear, RMSNorm, prefixed
@@ -97,6 +98,14 @@ class MTPDepth(nn.Module):
         parts = (self.embed_tokens.weight, self.enorm.weight, self.hnorm.weight, joined, self.norm.weight)
         around = Join(*parts, self.rope.table(joined.device), self.hidden_first, self.norm.eps)
         self._whole = pack_module(self.block.whole, around)
+
+    def chained(self, memory: Tensor) -> Depth | None:
+        """With its head, to draft in one call with the others; memory: its layer's in a paged pool. None where a part
+        of it is not compiled."""
+        head = self.head.packed if isinstance(self.head, Linear) else None
+        if self._whole is None or head is None or head.is_mkldnn:
+            return None
+        return Depth(self._whole, head, self.head.bias, memory)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[L, hidden] to [L, vocab]."""

@@ -19,19 +19,19 @@ class TimedPolicy:
 
     def __init__(self, policy: WidthPolicy) -> None:
         self.policy, self.seconds = policy, 0.0
-        self._began = self._mark = self._after = 0.0  # the last one: of learning from the step before
+        self._began = self._mark = self._thought = 0.0  # the last one: of this step's, what the policy took
         self._drafting: list[float] = []
         self._more = self._asking = False
         self._drafts: list[list[int]] | None = None  # before they were cut
 
     def start(self) -> None:
         """A step begins."""
-        self._began = perf_counter()
+        self._began, self._thought = perf_counter(), 0.0
 
     def widths(self, ready: list[Request]) -> list[int]:
         now = perf_counter()
         found = self.policy.widths(ready)
-        self.seconds += perf_counter() - now
+        self._think(now)
         return found
 
     def deeper(self, widths: list[int]) -> Deeper | None:
@@ -45,8 +45,7 @@ class TimedPolicy:
         now = perf_counter()
         self._drafting.append(now - self._mark)
         more = self.policy.deeper(depth, requests, confidences)
-        self._more, self._mark = any(more), perf_counter()
-        self.seconds += self._mark - now
+        self._more, self._mark = any(more), self._think(now)
         return more
 
     def cut(self, plan: Plan, proposal: Proposal) -> Proposal:
@@ -63,24 +62,31 @@ class TimedPolicy:
                     row[1:count] for row, count in zip(proposal.tokens.tolist(), proposal.counts, strict=True)
                 ]
                 proposal = proposal.cut(kept)
-            self.seconds += perf_counter() - now
+            self._think(now)
         return proposal
 
     def learn(self, plan: Plan, batch: ForwardBatch, verified: list[int], verdict: Verdict) -> None:
-        """The step is over: what came of it, and how long it took, deciding and learning included."""
+        """The step is over: what came of it, and how long it took. What the policy took is left out: it thinks most
+        where it tries something, and would find all that is new slow."""
         if not self.policy.adaptive:
             return
         now = perf_counter()
-        spent = now - self._began - sum(self._drafting) + self._after
+        spent = now - self._began - sum(self._drafting) - self._thought
         context = sum(batch.context[: len(plan.ready)])
         agreed = self._agreed(verdict, verified)
         self.policy.learn(StepFacts(verified, agreed, batch.starts[-1], context, spent, self._drafting))
-        self._after = perf_counter() - now
-        self.seconds += self._after
+        self._think(now)
 
     def as_dict(self) -> dict[str, Any]:
         """What was decided, and the seconds that it took."""
         return self.policy.as_dict() | {"seconds": self.seconds}
+
+    def _think(self, since: float) -> float:
+        """Since then the policy was at work. Returns the time."""
+        now = perf_counter()
+        self.seconds += now - since
+        self._thought += now - since
+        return now
 
     def _agreed(self, verdict: Verdict, verified: list[int]) -> list[int]:
         """As in `StepFacts`; what a grammar forced is nobody's draft."""

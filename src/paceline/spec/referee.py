@@ -23,7 +23,8 @@ from paceline.spec.allocate import Sets
 
 BUCKET = 1.25  # batches whose sizes differ by less than this factor are judged together
 _PLACES = (1, 2, 3, 5, 8)  # drafts for each request: the ways are few, for each costs trials
-_TRIAL, _STAY, _REST = 4, 16, 32  # steps between two decisions: of a trial or while unsure; with drafts; without
+_TRIAL, _STAY, _REST = 5, 16, 32  # steps between two decisions: of a trial or while unsure; with drafts; without
+_FRESH = 1  # first steps of a way that tell nothing: modules absorb what waited, caches hold something else
 _SKIP = 4  # of so many steps one is looked at, once a way is known
 _ACCOUNT, _START = 0.007, 2.0  # share of the time for trials; steps in the account at first, and at most
 _SPREAD = 0.06  # of a way never tried: the table's error and one step's noise
@@ -64,7 +65,7 @@ class Referee:
         self._level, self._account, self._tick = 0.0, inf, 0
         self._noise = 0.0  # of a step, against what was expected: its mean size
         self._seconds, self._given = 0.0, 0  # of a step of late; the steps of the last decision
-        self._place, self._share, self._fresh = 0, 0.0, True  # what is done now, and whether that just began
+        self._place, self._share, self._fresh = 0, 0.0, _FRESH  # what is done now, and how new that is
         self._trial: Trial | None = None
 
     def choose(self, requests: int, sets: Sets) -> tuple[int, int]:
@@ -90,7 +91,7 @@ class Referee:
                 self._trial = Trial(place, scores[chosen] + slower[place] - scores[best])
                 self.trials += 1
         place = self._nearest(shares[chosen])
-        self._fresh = self._fresh or place != self._place
+        self._fresh = _FRESH if place != self._place else self._fresh
         self._place, self._share = place, shares[chosen]
         unsure = self._trial is not None or ways[place].steps < _STAY
         self._given = _TRIAL if unsure else _STAY if chosen else _REST
@@ -107,8 +108,8 @@ class Referee:
         error = log(max(seconds, 1e-9) / expected) - self._level if clean else 0.0
         self._seconds = seconds
         ways = self._of(requests)
-        fresh, self._fresh = self._fresh, False
-        if clean and not fresh:  # the first step of a way absorbs what waited
+        fresh, self._fresh = self._fresh, max(0, self._fresh - 1)
+        if clean and not fresh:
             self._correct(ways, error)
         if self._trial is None:
             return False

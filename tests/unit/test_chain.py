@@ -1,0 +1,115 @@
+"""Drafting in one call leaves what drafting module by module leaves, bit for bit."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conftest import write_tiny
+from paceline.config import EngineConfig
+from paceline.drafters.mtp import MTPDrafter
+from paceline.engine.engine import Engine
+from paceline.kernels import native
+from paceline.loaded import Loaded
+from paceline.request import Request, SamplingParams
+from paceline.spec.width import FixedWidth
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(native.library(), "draft_chain"), reason="this CPU has no bf16 products of our own"
+)
+BASE = EngineConfig(block_size=8, max_num_seqs=4, max_model_len=96, num_speculative_tokens=6, num_blocks=52)
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+    """Three modules, each in one call."""
+    sizes = {"kv_lora_rank": 256, "qk_rope_head_dim": 32, "n_group": 1, "num_nextn_predict_layers": 3}
+    return Loaded.from_dir(write_tiny(tmp_path_factory.mktemp("models") / "three", **sizes))
+
+
+class Widths(FixedWidth):
+    """From a seed, often the same for all, often 0."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(0)
+        self.rng = random.Random(seed)
+
+    def widths(self, ready: list[Request]) -> list[int]:
+        same = self.rng.choice((None, None, 0, 1, 3, 4))
+        return [self.rng.choice((0, 1, 2, 3, 5)) if same is None else same for _ in ready]
+
+
+def drafter_of(engine: Engine) -> MTPDrafter:
+    assert isinstance(engine.drafter, MTPDrafter)
+    return engine.drafter
+
+
+def assert_same(one: MTPDrafter, other: MTPDrafter) -> None:
+    for mine, theirs in zip(one.pool.memory, other.pool.memory, strict=True):
+        assert torch.equal(mine, theirs)
+    assert one.known == other.known and torch.equal(one.kept, other.kept)
+    assert one.tracks.keys() == other.tracks.keys()
+    for row, track in one.tracks.items():
+        assert (track.drafts, track.goes_on) == (other.tracks[row].drafts, other.tracks[row].goes_on)
+        for a, b in zip(track.strands, other.tracks[row].strands, strict=True):
+            assert (a.first, a.start, a.waiting) == (b.first, b.start, b.waiting)
+            assert torch.equal(torch.cat([one.kept[0, :0], *a.features]), torch.cat([one.kept[0, :0], *b.features]))
+
+
+def compare(loaded: Loaded, config: EngineConfig, prompts: list[list[int]], seed: int, heat: float) -> tuple[int, int]:
+    """Steps both ways, side by side. How often the call served, and how many drafts were right."""
+    engines = [loaded.engine(config) for _ in range(2)]
+    short, long = map(drafter_of, engines)
+    chain, served = short.chain, 0
+    assert chain is not None and loaded.target.lm_head.packed is not None
+    for head in (chain.depths[0].head, loaded.target.lm_head.packed):  # [vocab / 32, hidden / 2, 32, 2]
+        head[0, :, 3:], head[1:] = 0, 0  # few tokens are ever chosen, so that some drafts are right
+
+    def counted(*args: Any) -> Any:
+        nonlocal served
+        served += 1
+        return chain(*args)
+
+    short.chain, long.chain = counted, None  # type: ignore[assignment]
+    requests = []
+    for engine in engines:
+        engine.policy.policy = Widths(seed)
+        for i, prompt in enumerate(prompts):
+            params = SamplingParams(max_tokens=20, ignore_eos=True, temperature=heat if i == 3 else 0, seed=1)
+            requests += engine.add_request(str(i), prompt, params)
+    while engines[0].has_unfinished:
+        for engine in engines:
+            engine.step()
+        assert_same(short, long)
+    return served, sum(request.stats.accepted for request in requests)
+
+
+prompts = st.lists(st.lists(st.integers(4, 300), min_size=1, max_size=40), min_size=1, max_size=6)
+modes: list[dict[str, Any]] = [
+    {},
+    {"mtp_modules": 1},
+    {"max_num_batched_tokens": 9},
+    {"num_blocks": 13, "max_model_len": 80},  # too few for everyone: preemptions
+    {"enable_prefix_caching": False},
+]
+
+
+@settings(max_examples=15, deadline=None)
+@given(prompts=prompts, mode=st.sampled_from(modes), seed=st.integers(0, 2**20), heat=st.sampled_from([0.0, 0.0, 1.0]))
+def test_one_call_leaves_what_a_call_a_module_leaves(
+    loaded: Loaded, prompts: list[list[int]], mode: dict[str, Any], seed: int, heat: float
+) -> None:
+    """The prompts share their beginnings, so that blocks are found again."""
+    compare(loaded, replace(BASE, **mode), [prompts[0][:20] + prompt for prompt in prompts], seed, heat)
+
+
+def test_the_comparison_compares(loaded: Loaded) -> None:
+    """The call serves, some drafts are right and some are not."""
+    served, right = compare(loaded, BASE, [list(range(10 + i, 20 + 5 * i)) for i in range(4)], 5, 0.0)
+    assert served > 5 and right > 5

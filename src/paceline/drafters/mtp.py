@@ -21,6 +21,7 @@ the block, with where their modules began to see, so that a prefix hit can go on
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any, cast
 
@@ -33,7 +34,7 @@ from paceline.cache.pool import Pool
 from paceline.config import MAX_SPECULATIVE_TOKENS, EngineConfig
 from paceline.drafters.base import Deeper, Seen
 from paceline.errors import UserError
-from paceline.kernels.chain import Asked, Way, pack_chain
+from paceline.kernels.chain import Asked, pack_chain
 from paceline.models.mtp import MTP, MTPDepth
 from paceline.request import Request
 from paceline.sampling import Sampler, is_plain
@@ -244,20 +245,21 @@ class MTPDrafter:
         if self.chain is None or not all(is_plain(track.request.params) for track in tracks):
             return False
         asked = [as_asked(track) for track in tracks]
-        if sum(sum(a.counts()) for a in asked) > LONG or not all(a.joined for a in asked):
+        counts = [a.counts for a in asked]
+        if sum(map(sum, counts)) > LONG or not all(some[0] > 0 for some in counts):
             return False
-        waiting = [t.strands[d].features for d in range(len(self.modules)) for t in tracks if t.width > d]
-        outputs, drafts = self.chain(asked, torch.cat([piece for pieces in waiting for piece in pieces]))
-        for d, tokens in enumerate(drafts, 1):
-            live = [track for track in tracks if track.width >= d]
-            parts = [Part.drafting(track, d) for track in live] if d <= len(outputs) else []
-            for part in parts:
+        drafting = [tracks[: sum(len(some) > d for some in counts)] for d in range(len(counts[0]))]  # by module
+        pieces = [piece for d, some in enumerate(drafting) for track in some for piece in track.strands[d].features]
+        made, drafts = self.chain(asked, counts, torch.cat(pieces))
+        for d, some in enumerate(drafting, 1):
+            parts = [Part.drafting(track, d) for track in some]
+            for part, token in zip(parts, drafts[(d - 1) * len(tracks) :], strict=False):
                 part.take()
-            for track, token in zip(live, tokens, strict=False):
-                track.drafts.append(token)
-                track.goes_on = track.width > d
-            if parts:
-                self.hand_on(d, parts, outputs[d - 1])
+                part.track.drafts.append(token)
+                part.track.goes_on = part.track.width > d
+            self.hand_on(d, parts, [next(made) for _ in parts])
+        for r, track in enumerate(tracks):
+            track.drafts, track.goes_on = drafts[r :: len(tracks)][: track.width], False
         return True
 
     def readable(self, track: Track) -> int:
@@ -276,17 +278,17 @@ class MTPDrafter:
         drafting = [(part.track, end - 1) for part, end in zip(parts, accumulate(counts), strict=True) if part.drafts]
         out, ends = self.forward(d, rows, features, [end for _, end in drafting])
         found = self.choose(d, [track for track, _ in drafting], ends, deeper)
-        self.hand_on(d, parts, out)
+        long = out.shape[0] > LONG
+        self.hand_on(d, parts, [x.clone() if long and x.shape[0] <= WINDOW else x for x in out.split(counts)])
         return found
 
-    def hand_on(self, d: int, parts: list[Part], out: Tensor) -> None:
+    def hand_on(self, d: int, parts: list[Part], made: Sequence[Tensor]) -> None:
         """What module d made of these parts goes to the next module, and beside the blocks."""
         if self.prefix_caching:
-            self.keep(d, parts, out)
+            self.keep(d, parts, made)
         if d < len(self.modules):
-            long, counts = out.shape[0] > LONG, [len(part.tokens) for part in parts]
-            for part, outputs, count in zip(parts, out.split(counts), counts, strict=True):
-                part.pass_on(outputs.clone() if long and count <= WINDOW else outputs)
+            for part, outputs in zip(parts, made, strict=True):
+                part.pass_on(outputs)
 
     def forward(self, d: int, rows: list[Row], features: Tensor, take: list[int]) -> tuple[Tensor, Tensor]:
         """A pass of module d: all outputs, and those in the rows `take`."""
@@ -315,20 +317,18 @@ class MTPDrafter:
             return tracks if going else [], states
         return [tracks[i] for i in going], states[going]
 
-    def keep(self, d: int, parts: list[Part], outputs: Tensor) -> None:
+    def keep(self, d: int, parts: list[Part], made: Sequence[Tensor]) -> None:
         """What module d made of the last slots of blocks, beside the blocks."""
-        size, rows, blocks, offset = self.pool.block_size, [], [], 0
-        for part in parts:
-            for row, block in part.ended_blocks(size):
-                rows.append(offset + row)
-                blocks.append(block)
+        for part, outputs in zip(parts, made, strict=True):
+            ended = list(part.ended_blocks(self.pool.block_size))
+            for _, block in ended:
                 self.known[d - 1][block] = part.track.firsts(d)
-            offset += len(part.tokens)
-        if rows and d < len(self.kept):
-            self.kept[d, blocks] = outputs[rows]
+            if ended and d < len(self.kept):
+                rows, blocks = zip(*ended, strict=True)
+                self.kept[d, list(blocks)] = outputs[list(rows)]
 
 
 def as_asked(track: Track) -> Asked:
-    strands = enumerate(track.strands[: track.width], 1)
-    ways = [Way(strand.start, max(d, strand.first), strand.waiting) for d, strand in strands]
-    return Asked(track.width, track.request.tokens, ways, track.blocks)
+    strands = track.strands[: track.width]
+    firsts = [max(d, strand.first) for d, strand in enumerate(strands, 1)]
+    return Asked(track.width, track.request.tokens, [strand.start for strand in strands], firsts, track.blocks)

@@ -24,9 +24,10 @@ typedef struct {
     int64_t width, length, known, token, table;
 } Asked;
 
-/* A module's rows of a request: from slot `start` on, of which it sees those from `first` on; `waiting` features wait. */
+/* A module's rows of a request begin at slot `start`; it sees those from `first` on. Features wait for the rows before
+ * those that it reads of the module before; for the first module, for all. */
 typedef struct {
-    int64_t start, first, waiting;
+    int64_t start, first;
 } Way;
 
 /* Rows of a depth, and what they are made from. */
@@ -37,10 +38,10 @@ typedef struct {
     float *rated;
 } Rows;
 
-/* A request's rows at depth t: tokens, slots, places, from `start` to the last draft. */
-static void lay_rows(const Asked *a, const Way *way, const Rows *rows, const int64_t *tokens, const int64_t *blocks,
-                     const int64_t *drafts, long asked, long block_size, long depth, long end, long to) {
-    for (long p = way->start; p < end; p++, to++) {
+/* A request's rows start .. end - 1 of a module, from row `to` of all on. */
+static void lay_rows(const Asked *a, const Rows *rows, const int64_t *tokens, const int64_t *blocks, const int64_t *drafts,
+                     long asked, long block_size, long start, long end, long depth, long to) {
+    for (long p = start; p < end; p++, to++) {
         rows->tokens[to] = p < a->length ? tokens[a->token + p - a->known] : drafts[(p - a->length) * asked];
         rows->slots[to] = blocks[a->table + p / block_size] * block_size + p % block_size;
         rows->positions[to] = p - depth;
@@ -67,18 +68,16 @@ void draft_chain(const Chain *m, const Asked *requests, const Way *ways, const i
         int64_t *starts = blocks - 4 * left - 1, *context = starts + left + 1, *first = context + left, *tables = first + left;
         starts[0] = 0;
         for (long r = 0; r < left; r++) {
-            const Asked *a = requests + r;
-            Way way = ways[(own - 1) * asked + r];
-            long end = a->length + t - 1;
-            if (t > m->count) way.start = end - 1, way.waiting = 0;
-            long count = end - way.start, handed = count - way.waiting;
-            lay_rows(a, &way, &rows, tokens, blocks, drafts + r, asked, m->block_size, own, end, total);
+            const Way *way = ways + (own - 1) * asked + r;
+            long end = requests[r].length + t - 1, start = t > own ? end - 1 : way->start, count = end - start;
+            long handed = t > own ? 1 : t > 1 ? end - 1 - (way - asked)->start : 0, waiting = count - handed;
+            lay_rows(requests + r, &rows, tokens, blocks, drafts + r, asked, m->block_size, start, end, own, total);
             bf16 *features = rows.features + total * hidden;
-            memcpy(features, carried, way.waiting * hidden * sizeof *features);
+            memcpy(features, carried, waiting * hidden * sizeof *features);
             if (handed)
-                memcpy(features + way.waiting * hidden, rows.ends[r] - handed * hidden, handed * hidden * sizeof *features);
-            carried += way.waiting * hidden, total += count, work += count * end;
-            starts[r + 1] = total, context[r] = way.start, first[r] = way.first, tables[r] = a->table;
+                memcpy(features + waiting * hidden, rows.ends[r] - handed * hidden, handed * hidden * sizeof *features);
+            carried += waiting * hidden, total += count, work += count * end;
+            starts[r + 1] = total, context[r] = start, first[r] = way->first, tables[r] = requests[r].table;
             longest = end > longest ? end : longest;
         }
         int attending = work * m->heads >= m->shared ? threads : 1;

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from typing import NamedTuple
 
@@ -27,33 +27,22 @@ class Depth(NamedTuple):
     memory: Tensor
 
 
-class Way(NamedTuple):
-    """A module's rows of a request begin at slot `start`; it sees those from `first` on; so many features wait."""
-
-    start: int
-    first: int
-    waiting: int
-
-
 class Asked(NamedTuple):
-    """A request that wants `width` drafts behind its committed tokens. ways: of each module that drafts, in order."""
+    """A request that wants `width` drafts behind its committed tokens. starts, firsts: of each module that drafts, the
+    slot where its rows begin, and the first that it sees."""
 
     width: int
     tokens: list[int]
-    ways: list[Way]
+    starts: list[int]
+    firsts: list[int]
     blocks: list[int]
 
+    @property
     def counts(self) -> list[int]:
         """Rows of each module. Example: 9 tokens, of which module 2 read 8: two rows, the last token and the first
-        draft."""
-        return [len(self.tokens) + d - way.start for d, way in enumerate(self.ways)]
-
-    @property
-    def joined(self) -> bool:
-        """Whether each module reads what waits for it and then all that the module before makes, if only a row."""
-        counts = self.counts()
-        made = zip(self.ways, [0, *counts], counts, strict=False)
-        return counts[0] > 0 and all(way.waiting + before == count for way, before, count in made)
+        draft. Features wait for as many rows as a module has more than the one before."""
+        length = len(self.tokens)
+        return [length + d - start for d, start in enumerate(self.starts)]
 
 
 class _Depth(ctypes.Structure):
@@ -76,6 +65,9 @@ class _Chain(ctypes.Structure):
     )
 
 
+Made = tuple[Iterator[Tensor], list[int]]
+
+
 class Chain:
     """Drafts, each from its module's last output; beyond the last module from that one's own."""
 
@@ -90,42 +82,45 @@ class Chain:
         self.per_row = 3 * 8 + 2 * self.hidden + max(depth.module.room for depth in depths)
         self.per_request = 2 * 8 + 2 * self.hidden + 2 * self.vocab
 
-    def __call__(self, asked: Sequence[Asked], carried: Tensor) -> tuple[Sequence[Tensor], list[list[int]]]:
-        """asked: in order of falling width, of at least 1. carried [.., hidden]: the features that wait, module by
-        module, request by request. Each module's outputs, as many rows as it had in all, and each depth's drafts; what
-        the modules read is in the pool afterwards."""
+    def __call__(self, asked: Sequence[Asked], counts: list[list[int]], carried: Tensor) -> Made:
+        """asked: in order of falling width, of at least 1; counts: theirs. carried [.., hidden]: the features that
+        wait, module by module, request by request. The outputs of each module's rows of each request, in the same
+        order; and the drafts, depth by depth, as many of each as there are requests. What the modules read is in the
+        pool afterwards."""
         width, requests, threads = asked[0].width, len(asked), torch.get_num_threads()
-        counts = [sum(some) for some in zip_longest(*(a.counts() for a in asked), fillvalue=0)]
+        rows = counts[0] if requests == 1 else [sum(some) for some in zip_longest(*counts, fillvalue=0)]
         beyond = sum(max(0, a.width - len(self.depths)) for a in asked)
-        most, longest = max(counts), max(len(a.tokens) for a in asked) + width
-        outputs = torch.empty(sum(counts) + beyond, self.hidden, dtype=torch.bfloat16)
-        room = torch.empty(most * self.per_row + requests * self.per_request + self.once, dtype=torch.uint8)
+        longest = max(len(a.tokens) for a in asked) + width
+        assert carried.shape[0] == sum(some[-1] for some in counts), "every row reads what waits, or what was just made"
+        outputs = torch.empty(sum(rows) + beyond, self.hidden, dtype=torch.bfloat16)
+        room = torch.empty(max(rows) * self.per_row + requests * self.per_request + self.once, dtype=torch.uint8)
         scratch, drafts = heads.scratch_for(longest, threads), array("q", bytes(8 * width * requests))
         numbers, offsets = _numbers(asked)
-        lists = (numbers.buffer_info()[0] + 8 * offset for offset in offsets)
+        lists = [numbers.buffer_info()[0] + 8 * offset for offset in offsets]
         native.call(
             "draft_chain", self.where, *lists, carried.data_ptr(), outputs.data_ptr(), drafts.buffer_info()[0],
-            scratch.data_ptr(), room.data_ptr(), requests, most, threads,
+            scratch.data_ptr(), room.data_ptr(), requests, max(rows), threads,
         )  # fmt: skip
-        found = drafts.tolist()
-        made = outputs.split([*counts, beyond])[:-1]
-        return made, [found[i : i + requests] for i in range(0, len(found), requests)]
+        by_part = [some[d] for d in range(len(rows)) for some in counts if len(some) > d]
+        return iter(outputs.split_with_sizes([*by_part, beyond])), drafts.tolist()
 
 
 def _numbers(asked: Sequence[Asked]) -> tuple[array[int], tuple[int, int, int, int]]:
     """What draft_chain reads of the requests, and where in it begin requests, ways, tokens and blocks."""
-    tokens, blocks, about = array("q"), array("q"), array("q")
+    about: list[int] = []
+    tokens: list[int] = []
+    blocks: list[int] = []
     for a in asked:
-        known = min(len(a.tokens), *(way.start for way in a.ways))
-        about.extend((a.width, len(a.tokens), known, len(tokens), len(blocks)))
-        tokens.extend(a.tokens[known:])
-        blocks.extend(a.blocks)
-    requests, depths = len(asked), len(asked[0].ways)
-    for d in range(depths):
+        known = min(len(a.tokens), *a.starts)
+        about += (a.width, len(a.tokens), known, len(tokens), len(blocks))
+        tokens += a.tokens[known:]
+        blocks += a.blocks
+    for d in range(len(asked[0].starts)):
         for a in asked:
-            about.extend(a.ways[d] if d < len(a.ways) else (0, 0, 0))
-    before = len(about) + len(tokens) + 4 * requests + 1  # where chain.c writes each depth's tables
-    return about + tokens + array("q", bytes(8 * (4 * requests + 1))) + blocks, (0, 5 * requests, len(about), before)
+            about += (a.starts[d], a.firsts[d]) if d < len(a.starts) else (0, 0)
+    tables = [0] * (4 * len(asked) + 1)  # where chain.c writes those of each depth
+    numbers = array("q", [*about, *tokens, *tables, *blocks])
+    return numbers, (0, 5 * len(asked), len(about), len(numbers) - len(blocks))
 
 
 def pack_chain(depths: Sequence[Depth | None], block_size: int) -> Chain | None:

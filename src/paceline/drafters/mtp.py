@@ -239,8 +239,8 @@ class MTPDrafter:
             live, states = self.choose(depth, live, states, deeper)
 
     def draft_at_once(self, tracks: list[Track]) -> bool:
-        """As `draft`, by compiled code from the first module to the last; False where that does not serve: only plain
-        greedy choices, and few rows, for all outputs are one tensor."""
+        """As `draft`, by compiled code from the first module to the last, and then what `run` notes of each module.
+        False where that does not serve: only plain greedy choices, and few rows, for all outputs are one tensor."""
         tracks.sort(key=lambda track: -track.width)
         if self.chain is None or not all(is_plain(track.request.params) for track in tracks):
             return False

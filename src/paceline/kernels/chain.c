@@ -6,6 +6,8 @@
 #if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
 #include "native.h"
 
+enum { FEW_ROWS = 4, MANY_ROWS = 16 }; /* of a request in a tile; as in heads.py */
+
 /* head [vocab, hidden] as bf16_linear reads it, bias [vocab] or none; pool: where the module keeps what it reads. */
 typedef struct {
     const Module *module;
@@ -30,67 +32,83 @@ typedef struct {
     int64_t start, first;
 } Way;
 
-/* Rows of a depth, and what they are made from. */
+/* What a call works on; drafts [width, asked], ways [depths, asked]; ends: of each request, behind its last output. */
 typedef struct {
-    int64_t *tokens, *positions, *slots;
-    const bf16 **ends; /* of each request: behind its last output */
-    bf16 *features, *last, *logits;
-    float *rated;
-} Rows;
+    const Asked *requests;
+    const Way *ways;
+    const int64_t *tokens, *blocks;
+    int64_t *drafts;
+    long asked;
+    int64_t *row_tokens, *positions, *slots;
+    const bf16 **ends;
+    bf16 *features;
+} Work;
 
-/* A request's rows start .. end - 1 of a module, from row `to` of all on. */
-static void lay_rows(const Asked *a, const Rows *rows, const int64_t *tokens, const int64_t *blocks, const int64_t *drafts,
-                     long asked, long block_size, long start, long end, long depth, long to) {
+/* A request's rows in a pass of module `depth`, the places start .. end - 1, from row `to` of all on. */
+static void lay_rows(const Work *w, long r, long depth, long start, long end, long block_size, long to) {
+    const Asked *a = w->requests + r;
     for (long p = start; p < end; p++, to++) {
-        rows->tokens[to] = p < a->length ? tokens[a->token + p - a->known] : drafts[(p - a->length) * asked];
-        rows->slots[to] = blocks[a->table + p / block_size] * block_size + p % block_size;
-        rows->positions[to] = p - depth;
+        long draft = p - a->length;
+        w->row_tokens[to] = draft < 0 ? w->tokens[a->token + p - a->known] : w->drafts[draft * w->asked + r];
+        w->slots[to] = w->blocks[a->table + p / block_size] * block_size + p % block_size;
+        w->positions[to] = p - depth;
     }
 }
 
-/* Drafts [width, asked], of each request as many as its width, which no later request's exceeds; beyond the last module
- * that one drafts again from its own output. ways [depths, asked]: of the modules that draft. blocks: with room for 4 *
- * asked + 1 numbers before them. carried: the features that wait, depth by depth; outputs: those of all depths' rows, one
- * depth behind the other. most: rows of a depth. scratch: as attend_heads takes it, for the last place of all. */
+/* All rows of draft number t for the first `left` requests, and the pass over them. numbers: as attend_heads takes them.
+ * What waits, from `carried` on, lies before what the module before handed on; returns where it ends. */
+static const bf16 *lay_pass(const Chain *m, const Work *w, long t, long left, int64_t *numbers, const bf16 *carried,
+                            int threads, Pass *pass) {
+    long depth = t < m->count ? t : m->count, hidden = m->hidden, rows = 0, longest = 0, work = 0;
+    int64_t *starts = numbers, *context = starts + left + 1, *first = context + left, *tables = first + left;
+    starts[0] = 0;
+    for (long r = 0; r < left; r++) {
+        const Way *way = w->ways + (depth - 1) * w->asked + r;
+        long end = w->requests[r].length + t - 1, start = t > depth ? end - 1 : way->start, count = end - start;
+        long handed = t > depth ? 1 : t > 1 ? end - 1 - (way - w->asked)->start : 0, waiting = count - handed;
+        bf16 *features = w->features + rows * hidden;
+        lay_rows(w, r, depth, start, end, m->block_size, rows);
+        memcpy(features, carried, waiting * hidden * sizeof *features);
+        if (handed) memcpy(features + waiting * hidden, w->ends[r] - handed * hidden, handed * hidden * sizeof *features);
+        carried += waiting * hidden, rows += count, work += count * end;
+        starts[r + 1] = rows, context[r] = start, first[r] = way->first, tables[r] = w->requests[r].table;
+        longest = end > longest ? end : longest;
+    }
+    *pass = (Pass){.slots = w->slots, .numbers = numbers, .rows = rows, .requests = left, .block_size = m->block_size,
+                   .longest = longest, .tile = rows >= MANY_ROWS * left ? MANY_ROWS : FEW_ROWS, .threads = threads,
+                   .attending = work * m->heads >= m->shared ? threads : 1};
+    return carried;
+}
+
+/* Drafts for `asked` requests in order of falling width, of each as many as its width; beyond the last module that one
+ * drafts again from its own output. blocks: with room for 4 * asked + 1 numbers before them. carried: the features that
+ * wait, depth by depth; outputs: those of all rows, one depth behind the other. most: rows of a depth. scratch: as
+ * attend_heads takes it, for the last place of all. room: chain.py counts it. */
 void draft_chain(const Chain *m, const Asked *requests, const Way *ways, const int64_t *tokens, int64_t *blocks,
                  const bf16 *carried, bf16 *outputs, int64_t *drafts, float *scratch, void *room, long asked, long most,
                  int threads) {
-    long hidden = m->hidden, left = asked, width = requests->width;
-    Rows rows = {.tokens = room};
-    rows.positions = rows.tokens + most, rows.slots = rows.positions + most, rows.ends = (const bf16 **)(rows.slots + most);
-    rows.rated = (float *)(rows.ends + asked), rows.features = (bf16 *)(rows.rated + 2 * asked);
-    rows.last = rows.features + most * hidden, rows.logits = rows.last + asked * hidden;
-    void *inner = rows.logits + asked * m->vocab;
-    for (long t = 1; t <= width; t++) {
+    long hidden = m->hidden, left = asked;
+    int64_t *columns = room;
+    const bf16 **ends = (const bf16 **)(columns + 3 * most);
+    float *rated = (float *)(ends + asked);
+    bf16 *features = (bf16 *)(rated + 2 * asked), *last = features + most * hidden, *logits = last + asked * hidden;
+    void *inner = logits + asked * m->vocab;
+    const Work w = {requests, ways,           tokens,             blocks, drafts,  asked,
+                    columns,  columns + most, columns + 2 * most, ends,   features};
+    for (long t = 1; t <= requests->width; t++) {
         while (requests[left - 1].width < t) left--;
-        long own = t < m->count ? t : m->count, total = 0, longest = 0, work = 0;
-        const Depth *depth = m->depths + own - 1;
-        int64_t *starts = blocks - 4 * left - 1, *context = starts + left + 1, *first = context + left, *tables = first + left;
-        starts[0] = 0;
+        const Depth *depth = m->depths + (t < m->count ? t : m->count) - 1;
+        Pass pass;
+        carried = lay_pass(m, &w, t, left, blocks - 4 * left - 1, carried, threads, &pass);
+        pass.scratch = scratch;
+        mtp_module(depth->module, &pass, depth->pool, w.row_tokens, w.positions, features, outputs, inner);
         for (long r = 0; r < left; r++) {
-            const Way *way = ways + (own - 1) * asked + r;
-            long end = requests[r].length + t - 1, start = t > own ? end - 1 : way->start, count = end - start;
-            long handed = t > own ? 1 : t > 1 ? end - 1 - (way - asked)->start : 0, waiting = count - handed;
-            lay_rows(requests + r, &rows, tokens, blocks, drafts + r, asked, m->block_size, start, end, own, total);
-            bf16 *features = rows.features + total * hidden;
-            memcpy(features, carried, waiting * hidden * sizeof *features);
-            if (handed)
-                memcpy(features + waiting * hidden, rows.ends[r] - handed * hidden, handed * hidden * sizeof *features);
-            carried += waiting * hidden, total += count, work += count * end;
-            starts[r + 1] = total, context[r] = start, first[r] = way->first, tables[r] = requests[r].table;
-            longest = end > longest ? end : longest;
+            ends[r] = outputs + pass.numbers[r + 1] * hidden;
+            memcpy(last + r * hidden, ends[r] - hidden, hidden * sizeof *last);
         }
-        int attending = work * m->heads >= m->shared ? threads : 1;
-        Pass pass = {rows.slots, starts, scratch, total, left, m->block_size, longest, total >= 16 * left ? 16 : 4,
-                     attending, threads};
-        mtp_module(depth->module, &pass, depth->pool, rows.tokens, rows.positions, rows.features, outputs, inner);
-        for (long r = 0; r < left; r++) {
-            rows.ends[r] = outputs + starts[r + 1] * hidden;
-            memcpy(rows.last + r * hidden, rows.ends[r] - hidden, hidden * sizeof *rows.last);
-        }
-        bf16_linear(rows.last, depth->head, depth->bias, rows.logits, left, hidden, m->vocab, threads);
-        best_of(rows.logits, drafts + (t - 1) * asked, rows.rated, left, m->vocab);
-        outputs += total * hidden;
+        bf16_linear(last, depth->head, depth->bias, logits, left, hidden, m->vocab, threads);
+        best_of(logits, drafts + (t - 1) * asked, rated, left, m->vocab);
+        outputs += pass.rows * hidden;
     }
 }
 #endif

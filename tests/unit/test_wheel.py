@@ -21,9 +21,7 @@ NEEDED = (
 
 
 def test_the_wheel_holds_every_file_of_the_package() -> None:
-    wheel = pytest.importorskip(
-        "hatchling.builders.wheel", reason="it needs pip install -e '.[dev]'"
-    )
+    wheel = pytest.importorskip("hatchling.builders.wheel", reason="it needs pip install -e '.[dev]'")
     held = {file.distribution_path for file in wheel.WheelBuilder(str(ROOT)).recurse_included_files()}
     files = (path for path in (SOURCE / "paceline").rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     assert held == {path.relative_to(SOURCE).as_posix() for path in files}

@@ -42,7 +42,7 @@ from paceline.spec.proposal import Proposal
 from paceline.spec.strands import LONG, MOST, WINDOW, Part, Strand, Track
 
 # A module that few draft with is not worth reading prompts: where of late fewer than one request in four drafted so
-# deep, it begins with what has waited when somebody does. Of late: each step counts so much; a short trial is too short.
+# deep, it begins with what has waited when somebody does. Of late: each step counts so much, so a trial is too short.
 _FOLLOWED, _LATE = 0.25, 1 / 16
 _FEW, _ASLEEP = 8, 32  # steps in which fewer than one in so many drafted, after which nothing is followed any more
 _RECENT = 16  # steps whose features are kept even so: with none before them, first drafts are right half as often
@@ -169,8 +169,8 @@ class MTPDrafter:
         return Proposal.of_chains([[track.request.tokens[-1], *track.drafts] for track in ready])
 
     def sleeps(self, requests: list[Request], widths: list[int]) -> bool:
-        """Whether there are no drafts in this step: hardly anybody has wanted any lately, so nothing is followed. Who is
-        back begins with the last few steps' tokens, as behind a prefix hit that nobody knows."""
+        """Whether there are no drafts in this step: hardly anybody has wanted any lately, so nothing is followed. Who
+        is back begins with the last few steps' tokens, as behind a prefix hit that nobody knows."""
         if widths:
             for d, use in enumerate(self.use):
                 self.use[d] += _LATE * (sum(width > d for width in widths) / len(widths) - use)

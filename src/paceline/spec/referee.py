@@ -1,10 +1,10 @@
 """How many drafts: what the forecast says, corrected by the clock.
 
-A forecast is as good as its table, and what no table holds (caches that drafts push weights out of, the policy's own
-time) is in the clock. So for batches of each size there are a few ways to go: no drafts, and 1, 2, 3, 5 or 8 for each request on
-the average. Each way has a correction: how much longer its steps take than forecast. The way with the best
-corrected rate is taken, and every other way that might be better, as far as its correction is uncertain, is tried for
-some steps now and then. What trials lose is paid from an account that gets 0.7 % of the time.
+A forecast is as good as its table, and what no table holds (caches that drafts push weights out of) is in the clock. So
+for batches of each size there are a few ways to go: no drafts, and 1, 2, 3, 5 or 8 for each request on the average.
+Each way has a correction: how much longer its steps take than forecast. The way with the best corrected rate is taken,
+and every other way that might be better, as far as its correction is uncertain, is tried for some steps now and then.
+What trials lose is paid from an account that gets 0.7 % of the time.
 
     score = log(tokens / seconds as forecast) - correction          tried: score + 2 spread / sqrt(1 + steps) > the best
 

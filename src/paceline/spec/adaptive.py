@@ -23,7 +23,7 @@ from typing import Any
 from paceline.request import Request
 from paceline.spec.allocate import Group, best_sets, weighted
 from paceline.spec.cost import Costs, CostTable
-from paceline.spec.referee import BUCKET, Referee
+from paceline.spec.referee import Referee
 from paceline.spec.survival import History, Kind, Survival
 from paceline.spec.width import StepFacts
 
@@ -31,7 +31,9 @@ _ROOM = 2  # drafts beyond the plan, for those that turn out sure, where questio
 _QUESTION, _EACH = 8e-6, 3e-6  # seconds of asking after a depth, and for each request
 _WORTH = 0.02  # of a step's time: about what is gained by asking
 _FORGIVEN = 0.5  # what is left of requests' own histories at each decision without drafts
-_LESSONS = 2  # requests a step from which survival is learned, in turn
+# Of steps with drafts in a row: the first teach nothing, for modules have little context yet; then much, then little.
+_WARM, _YOUNG = 1, 64
+_LESSONS, _FEWER = 8, 1  # requests a step from which survival is learned, in turn
 
 
 @dataclass
@@ -81,6 +83,7 @@ class AdaptiveWidth:
         self.latency_weight, self.decisions = latency_weight, Decisions()
         self.referee = Referee(most)
         self._plan, self._on, self._turn = _Plan(), True, 0
+        self._age = _WARM  # steps with drafts in a row
         self._lessons: list[tuple[int, History]] = []  # of this step: request r of it, and its history
         self._drafted: list[int] = []  # requests that made draft number j + 1 in this step, if it was asked
 
@@ -92,7 +95,7 @@ class AdaptiveWidth:
 
     def widths(self, ready: list[Request]) -> list[int]:
         plan = self._plan
-        if not plan.left or not plan.requests / BUCKET < len(ready) < plan.requests * BUCKET:
+        if not plan.left or abs(len(ready) - plan.requests) > max(1, plan.requests // 4):
             plan = self._plan = self._decide(ready)
         plan.left -= 1
         found = [
@@ -101,6 +104,7 @@ class AdaptiveWidth:
         ]
         on = any(found)
         self._switch(on)
+        self._age = self._age + 1 if on else 0
         self._drafted, self._lessons = [], self._lessons_of(ready) if on else []
         return found
 
@@ -144,7 +148,7 @@ class AdaptiveWidth:
             whole = facts.seconds + sum(facts.drafting)
             if self.referee.learn(n, expected, whole, facts.rows == n + extra):
                 self._plan.left = 0
-        for r, history in self._lessons:
+        for r, history in self._lessons if self._age > _WARM else ():
             self.survival.learn(history, facts.verified[r], facts.agreed[r])
         self._lessons = []
 
@@ -193,9 +197,10 @@ class AdaptiveWidth:
     def _lessons_of(self, ready: list[Request]) -> list[tuple[int, History]]:
         """From whom this step is learned: everybody, or some in turn; nobody where nothing is drafted."""
         n, some = len(ready), range(len(ready))
-        if n > _LESSONS and not self.asks:
-            self._turn = (self._turn + _LESSONS) % n
-            some = range(self._turn, min(self._turn + _LESSONS, n))
+        lessons = _LESSONS if self._age < _YOUNG else _FEWER
+        if n > lessons and not self.asks:
+            self._turn = (self._turn + lessons) % n
+            some = range(self._turn, min(self._turn + lessons, n))
         found = [(r, self.survival.history(ready[r])) for r in some]
         for _, history in found:
             if history.bins:

@@ -23,8 +23,9 @@ from paceline.spec.allocate import Sets
 
 BUCKET = 1.25  # batches whose sizes differ by less than this factor are judged together
 _PLACES = (1, 2, 3, 5, 8)  # drafts for each request: the ways are few, for each costs trials
-_TRIAL, _STAY, _REST = 5, 16, 32  # steps between two decisions: of a trial or while unsure; with drafts; without
+_TRIAL, _STAY, _REST = 5, 32, 32  # steps between two decisions: of a trial or while unsure; with drafts; without
 _FRESH = 1  # first steps of a way that tell nothing: modules absorb what waited, caches hold something else
+_SETTLED = 16  # steps after which a way is known well enough not to be looked at all the time
 _SKIP = 4  # of so many steps one is looked at, once a way is known
 _ACCOUNT, _START = 0.007, 2.0  # share of the time for trials; steps in the account at first, and at most
 _SPREAD = 0.06  # of a way never tried: the table's error and one step's noise
@@ -36,7 +37,8 @@ _SLOWER, _QUICKER = 0.3, 0.5  # the most that one step counts, in logarithms: ot
 _SURER = 2  # times as much is doubted that no drafts are slower
 _TRIFLE = 0.01  # gains that are not worth a trial
 _HOPELESS = 0.1  # so much slower than the best, in logarithms, ends a trial early
-_MARGIN, _STAYING = 0.03, 0.01  # in favour of no drafts, whose prompts cost less; of what is done already
+_STAYING, _CHANGING = 0.01, 0.02  # in favour of what is done already; against beginning or ending to draft
+_MARGIN, _WIDE = 0.02, 0.01  # against drafts, and each draft a request: prompts are read by as many modules
 
 
 @dataclass
@@ -93,7 +95,7 @@ class Referee:
         place = self._nearest(shares[chosen])
         self._fresh = _FRESH if place != self._place else self._fresh
         self._place, self._share = place, shares[chosen]
-        unsure = self._trial is not None or ways[place].steps < _STAY
+        unsure = self._trial is not None or ways[place].steps < _SETTLED
         self._given = _TRIAL if unsure else _STAY if chosen else _REST
         return chosen, self._given
 
@@ -142,7 +144,8 @@ class Referee:
         at = self.places[self._place]
 
         def value(i: int) -> float:
-            return scores[i] + _STAYING * (abs(shares[i] - at) < 0.5) + _MARGIN * (i == 0)
+            against = (_MARGIN + _WIDE * shares[i] if i else 0.0) + _CHANGING * ((i > 0) is not (at > 0))
+            return scores[i] + _STAYING * (abs(shares[i] - at) < 0.5) - against
 
         return max(range(len(scores)), key=value)
 

@@ -96,7 +96,7 @@ def assert_exact(loaded: Loaded, engine: Engine, requests: list[Request]) -> int
 class Whim:
     """Widths from a seed, often 0, and a change of mind after each draft."""
 
-    adaptive = asks = True
+    listens = asks = True
 
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)

@@ -38,7 +38,7 @@ class Running:
 class Oracle:
     """A policy that knows what will be accepted: it drafts and verifies only that, and of that what pays best."""
 
-    adaptive, asks = True, False
+    listens, asks = True, False
 
     def __init__(self, costs: Costs, most: int) -> None:
         self.costs, self.most = costs, most

@@ -81,7 +81,7 @@ class Place:
 class Recorder:
     """A width policy that drafts all it can and verifies none of it, and a drafter that remembers what was drafted."""
 
-    adaptive = asks = True
+    listens = asks = True
 
     def __init__(self, drafter: Drafter, most: int) -> None:
         self.drafter, self.most = drafter, most

@@ -33,7 +33,7 @@ SECONDS = 6.0  # after so long the larger batches stay as they are estimated
 class Script:
     """A width policy that spreads `extra` drafts over the batch, and remembers what the step told."""
 
-    adaptive, asks = True, False
+    listens, asks = True, False
 
     def __init__(self, most: int) -> None:
         self.most, self.extra = most, 0

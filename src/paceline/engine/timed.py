@@ -68,7 +68,7 @@ class TimedPolicy:
     def learn(self, plan: Plan, batch: ForwardBatch, verified: list[int], verdict: Verdict) -> None:
         """The step is over: what came of it, and how long it took. What the policy took is left out: it thinks most
         where it tries something, and would find all that is new slow."""
-        if not self.policy.adaptive:
+        if not self.policy.listens:
             return
         now = perf_counter()
         spent = now - self._began - sum(self._drafting) - self._thought

@@ -76,20 +76,24 @@ class AdaptiveWidth:
 
     A request with `num_speculative_tokens` of its own gets just so many."""
 
-    adaptive = True
-
     def __init__(self, table: CostTable, most: int, latency_weight: float = 0.0) -> None:
         self.costs, self.survival, self.most = Costs(table), Survival(most), most
         self.latency_weight, self.decisions = latency_weight, Decisions()
         self.referee = Referee(most)
         self._plan, self._on, self._turn = _Plan(), True, 0
         self._age = _WARM  # steps with drafts in a row
+        self._looking = True  # whether the referee wants to hear of this step
         self._lessons: list[tuple[int, History]] = []  # of this step: request r of it, and its history
         self._drafted: list[int] = []  # requests that made draft number j + 1 in this step, if it was asked
 
     @property
     def asks(self) -> bool:
         return self._plan.prices is not None
+
+    @property
+    def listens(self) -> bool:
+        """Whether it wants to learn of this step: of all at first, later of some."""
+        return self._looking or bool(self._lessons)
 
     # -- the three choices
 
@@ -105,7 +109,9 @@ class AdaptiveWidth:
         on = any(found)
         self._switch(on)
         self._age = self._age + 1 if on else 0
-        self._drafted, self._lessons = [], self._lessons_of(ready) if on else []
+        self._looking = self.referee.looks()
+        young = self._looking or self._age < _YOUNG or self.asks
+        self._drafted, self._lessons = [], self._lessons_of(ready) if on and young else []
         return found
 
     def deeper(self, depth: int, requests: list[Request], confidences: list[float]) -> list[bool]:
@@ -142,7 +148,7 @@ class AdaptiveWidth:
 
     def learn(self, facts: StepFacts) -> None:
         n, extra = len(facts.verified), sum(facts.verified)
-        if n and self.referee.looks():
+        if n and self._looking:
             drafted = self._drafted or _by_depth(facts.verified)
             expected = self.costs.step(n, extra, facts.context, drafted)
             whole = facts.seconds + sum(facts.drafting)

@@ -4,7 +4,7 @@ A forecast is as good as its table, and what no table holds (caches that drafts 
 for batches of each size there are a few ways to go: no drafts, and 1, 2, 3, 5 or 8 for each request on the average.
 Each way has a correction: how much longer its steps take than forecast. The way with the best corrected rate is taken,
 and every other way that might be better, as far as its correction is uncertain, is tried for some steps now and then.
-What trials lose is paid from an account that gets 0.7 % of the time.
+What trials lose is paid from an account that gets 0.4 % of the time.
 
     score = log(tokens / seconds as forecast) - correction          tried: score + 2 spread / sqrt(1 + steps) > the best
 
@@ -24,10 +24,10 @@ from paceline.spec.allocate import Sets
 BUCKET = 1.25  # batches whose sizes differ by less than this factor are judged together
 _PLACES = (1, 2, 3, 5, 8)  # drafts for each request: the ways are few, for each costs trials
 _TRIAL, _STAY, _REST = 5, 32, 32  # steps between two decisions: of a trial or while unsure; with drafts; without
-_FRESH = 1  # first steps of a way that tell nothing: modules absorb what waited, caches hold something else
+_FRESH, _FRESH_PLAIN = 1, 4  # first steps of a way that tell nothing: modules absorb, caches hold something else
 _SETTLED = 16  # steps after which a way is known well enough not to be looked at all the time
 _SKIP = 4  # of so many steps one is looked at, once a way is known
-_ACCOUNT, _START = 0.007, 2.0  # share of the time for trials; steps in the account at first, and at most
+_ACCOUNT, _START = 0.004, 2.0  # share of the time for trials; steps in the account at first, and at most
 _SPREAD = 0.06  # of a way never tried: the table's error and one step's noise
 _KNOWN, _FORGET = 80.0, 1 / 2048  # steps that count at most; what is lost of them with each step
 _PRIOR = 1.25  # a way's first step counts almost as what it was, another way's estimate for it a little
@@ -35,10 +35,10 @@ _BESIDE = 0.25  # what a step counts for the ways beside its own
 _LEVEL = 0.02  # how fast the level follows, and what is known of noise
 _SLOWER, _QUICKER = 0.3, 0.5  # the most that one step counts, in logarithms: other processes only ever add time
 _SURER = 2  # times as much is doubted that no drafts are slower
-_TRIFLE = 0.01  # gains that are not worth a trial
+_TRIFLE = 0.03  # gains that are not worth a trial
 _HOPELESS = 0.1  # so much slower than the best, in logarithms, ends a trial early
 _STAYING, _CHANGING = 0.01, 0.02  # in favour of what is done already; against beginning or ending to draft
-_MARGIN, _WIDE = 0.02, 0.01  # against drafts, and each draft a request: prompts are read by as many modules
+_MARGIN, _WIDE = 0.03, 0.02  # against drafts, and each draft a request: prompts are read by as many modules
 
 
 @dataclass
@@ -93,16 +93,18 @@ class Referee:
                 self._trial = Trial(place, scores[chosen] + slower[place] - scores[best])
                 self.trials += 1
         place = self._nearest(shares[chosen])
-        self._fresh = _FRESH if place != self._place else self._fresh
+        if place != self._place:
+            self._fresh = _FRESH if place else _FRESH_PLAIN
         self._place, self._share = place, shares[chosen]
         unsure = self._trial is not None or ways[place].steps < _SETTLED
-        self._given = _TRIAL if unsure else _STAY if chosen else _REST
+        trial = _TRIAL if chosen else _TRIAL + _FRESH_PLAIN
+        self._given = trial if unsure else _STAY if chosen else _REST
         return chosen, self._given
 
     def looks(self) -> bool:
         """Whether it wants to hear of the step that is over."""
         self._tick += 1
-        return self._given == _TRIAL or self._tick % _SKIP == 0
+        return self._given < _STAY or self._tick % _SKIP == 0
 
     def learn(self, requests: int, expected: float, seconds: float, clean: bool) -> bool:
         """A step of what was chosen, if it `looks`. expected: what the table says of it. clean: no prompts were read
@@ -147,7 +149,7 @@ class Referee:
             against = (_MARGIN + _WIDE * shares[i] if i else 0.0) + _CHANGING * ((i > 0) is not (at > 0))
             return scores[i] + _STAYING * (abs(shares[i] - at) < 0.5) - against
 
-        return max(range(len(scores)), key=value)
+        return max((i for i, share in enumerate(shares) if share in self.places), key=value)
 
     def _tried(self, ways: list[Way], slower: list[float], scores: list[float], shares: list[float], best: int) -> int:
         """The set most likely to be better than the best, if any is."""

@@ -32,10 +32,13 @@ class StepFacts:
 class WidthPolicy(Protocol):
     """Asked in this order, once a step: `widths`, `deeper` after each depth, `cut`, `learn`.
 
-    adaptive: whether `learn` has anything to learn. A policy has no clock and no dice: seconds come in through `learn`,
-    so the same measurements lead to the same decisions."""
+    A policy has no clock and no dice: seconds come in through `learn`, so the same measurements lead to the same
+    decisions."""
 
-    adaptive: bool
+    @property
+    def listens(self) -> bool:
+        """Whether there is anything to `learn` of the step whose `widths` were just given."""
+        ...
 
     @property
     def asks(self) -> bool:
@@ -64,7 +67,7 @@ class WidthPolicy(Protocol):
 class FixedWidth:
     """The same number of drafts for everyone, or less where a request asks for less."""
 
-    adaptive = asks = False
+    listens = asks = False
 
     def __init__(self, num_speculative_tokens: int) -> None:
         self.k = num_speculative_tokens

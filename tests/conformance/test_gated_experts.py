@@ -11,6 +11,7 @@ from torch import Tensor
 
 from paceline.kernels import moe as kernel
 from paceline.kernels.moe import PackedExperts, gated_experts, pack_experts
+from paceline.kernels.pages import Pages
 
 BF16 = torch.bfloat16
 ROWS = 67
@@ -28,7 +29,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 
 ONE = [torch.ones(32, 32, dtype=BF16)]
-needs_bf16 = pytest.mark.skipif(pack_experts(ONE, ONE, ONE) is None, reason="this CPU has no bf16 products")
+needs_bf16 = pytest.mark.skipif(pack_experts(ONE, ONE, ONE, Pages()) is None, reason="this CPU has no bf16 products")
 
 
 class Drawn:
@@ -47,7 +48,7 @@ class Drawn:
         )
 
     def packed(self) -> PackedExperts:
-        packed = pack_experts(*self.weights)
+        packed = pack_experts(*self.weights, Pages())
         assert packed is not None
         return packed
 
@@ -102,4 +103,4 @@ def test_an_expert_that_no_row_chose_is_not_read() -> None:
 @pytest.mark.parametrize(("hidden", "width", "dtype"), [(48, 32, BF16), (64, 24, BF16), (64, 32, torch.float32)])
 def test_other_sizes_and_numbers_take_another_way(hidden: int, width: int, dtype: torch.dtype) -> None:
     inward, back = [torch.ones(width, hidden, dtype=dtype)], [torch.ones(hidden, width, dtype=dtype)]
-    assert pack_experts(inward, inward, back) is None
+    assert pack_experts(inward, inward, back, Pages()) is None

@@ -16,6 +16,7 @@ from paceline.cache.pool import Pool
 from paceline.config import ModelConfig
 from paceline.kernels import gated, native, pack_weight, rowwise
 from paceline.kernels.cpu import GRAIN
+from paceline.kernels.pages import Pages
 from paceline.layers.basic import Linear
 from paceline.layers.moe import Router
 from paceline.models import build_model, build_mtp
@@ -142,7 +143,7 @@ def test_a_packed_row_has_the_same_bits_at_any_row_count(inputs: int) -> None:
     linear = Linear(inputs, 96).to(BF16).requires_grad_(False)
     linear.weight.normal_(generator=generator)
     x = torch.randn(256, inputs, generator=generator).to(BF16)
-    linear.pack()
+    linear.pack(Pages())
     whole = linear(x)
     for rows in (1, 2, 3, 5, 16, 100):
         assert torch.equal(torch.cat([linear(part) for part in x.split(rows)]), whole)

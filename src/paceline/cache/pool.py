@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from paceline.errors import UserError
+from paceline.kernels import pages
 from paceline.layers.attention import CacheSpec
 
 # A context is read in views that may end up to this many slots behind its last token; those slots are masked.
@@ -25,8 +26,8 @@ class Pool:
         widths = (heads * own, spec.shared, 0 if spec.latent else heads * spec.v_dim)
         try:
             # Zeros, not empty: unwritten slots are masked, but 0 * NaN would still be NaN.
-            memory = torch.zeros(spec.num_layers, slots, sum(widths), dtype=dtype, device=device)
-        except RuntimeError:  # all that torch says of too little memory
+            memory = _zeros((spec.num_layers, slots, sum(widths)), dtype, torch.device(device))
+        except (MemoryError, RuntimeError):  # all that torch says of too little memory
             raise UserError(
                 f"There is no memory for {num_blocks} KV blocks of {block_size}; lower num_blocks."
             ) from None
@@ -55,3 +56,7 @@ class Pool:
         """Copies slots [n] to slots [n] in every layer, as if at once (an accepted tree path becomes a chain)."""
         for memory in self.memory:
             memory[target] = memory[source]
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return pages.zeros(shape, dtype) if device.type == "cpu" else torch.zeros(shape, dtype=dtype, device=device)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from paceline.kernels import heads, latent, native
 from paceline.kernels.linear import BLOCK, pack_weight
+from paceline.kernels.pages import Pages
 
 
 class _Pass(ctypes.Structure):
@@ -105,17 +106,19 @@ class HalfLayer:
         return total, normed
 
 
-def pack(shape: Shape, weights: Weights) -> HalfLayer | None:
+def pack(shape: Shape, weights: Weights, pages: Pages) -> HalfLayer | None:
     """None where the call is not for these sizes, or not for this machine: only bf16 on a CPU that multiplies it."""
     s, w = shape, weights
     here = hasattr(native.library(), "mla") and all(x.is_cpu and x.dtype == torch.bfloat16 for x in w)
     whole = all(size % BLOCK == 0 for size in (s.nope, s.rope, s.v, s.rank, s.hidden))
     if not here or not whole or s.rope > 2 * native.MAX_HALF_ROPE:
         return None
-    return HalfLayer(shape, w._replace(w_in=_packed(w.w_in), w_kv=_packed(w.w_kv), w_out=_packed(w.w_out)))
+    return HalfLayer(
+        shape, w._replace(w_in=_packed(w.w_in, pages), w_kv=_packed(w.w_kv, pages), w_out=_packed(w.w_out, pages))
+    )
 
 
-def _packed(weight: Tensor) -> Tensor:
+def _packed(weight: Tensor, pages: Pages) -> Tensor:
     packed = pack_weight(weight)
     assert packed is not None
-    return packed
+    return pages.keep(packed)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from paceline.kernels import native
 from paceline.kernels.linear import BLOCK, pack_weight
+from paceline.kernels.pages import Pages
 
 SHARED_AT_LEAST = 1 << 16  # numbers of the weights read below which waking other threads costs more than they save
 
@@ -21,7 +22,7 @@ class PackedExperts(NamedTuple):
     down: Tensor
 
 
-def pack_experts(gates: list[Tensor], ups: list[Tensor], downs: list[Tensor]) -> PackedExperts | None:
+def pack_experts(gates: list[Tensor], ups: list[Tensor], downs: list[Tensor], pages: Pages) -> PackedExperts | None:
     """The experts' weights, each [width, hidden], [width, hidden] and [hidden, width], as `gated_experts` reads them.
     None where the compiled call is not for them: only bf16 on a CPU that multiplies it, widths of whole blocks."""
     (width, hidden), half = gates[0].shape, BLOCK // 2
@@ -36,7 +37,7 @@ def pack_experts(gates: list[Tensor], ups: list[Tensor], downs: list[Tensor]) ->
             packed = pack_weight(weight)
             assert packed is not None
             to.copy_(packed)
-    return PackedExperts(gate_up, down)
+    return PackedExperts(pages.keep(gate_up), pages.keep(down))
 
 
 def gated_experts(x: Tensor, shares: Tensor | None, chosen: int, packed: PackedExperts) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from paceline.kernels import mla, native, pack_weight, packed_linear, rotate_and_norm
+from paceline.kernels.pages import Pages
 from paceline.layers.basic import Linear, RMSNorm
 from paceline.layers.rope import Rope
 
@@ -151,7 +152,7 @@ class MLA(nn.Module):
         linear = (getattr(self, name, None) for name in ("q_proj", "kv_a_proj_with_mqa", "o_proj"))
         return self.rope.interleaved and all(isinstance(part, Linear) for part in linear)
 
-    def pack(self) -> None:
+    def pack(self, pages: Pages) -> None:
         """Multiplies W_uk into the query projection and W_uv into the output, where that is small: on the CPU a product
         of few rows costs its call, not its size. Decided by the sizes alone, so that every pass takes the same way."""
         s = self.sizes
@@ -160,7 +161,7 @@ class MLA(nn.Module):
             w_in, w_out = (pack_weight(w) for w in self.fused_weights())
             self._fused = (w_in, w_out) if w_in is not None and w_out is not None else None
 
-    def with_norms(self, norm: RMSNorm, next_norm: RMSNorm) -> mla.HalfLayer | None:
+    def with_norms(self, norm: RMSNorm, next_norm: RMSNorm, pages: Pages) -> mla.HalfLayer | None:
         """norm, this, the sum and the norm behind it in one call, where heads are few."""
         s, latent_norm = self.sizes, self.kv_a_layernorm
         if not self.few_heads or not self.plain or norm.eps != next_norm.eps:
@@ -171,7 +172,7 @@ class MLA(nn.Module):
         w_in = torch.cat((self.q_proj.weight, self.kv_a_proj_with_mqa.weight))
         w_kv = torch.cat([w.flatten(0, 1) for w in self.up_projections()])
         weights = (norm.weight, w_in, latent_norm.weight, w_kv, self.o_proj.weight, next_norm.weight)
-        return mla.pack(shape, mla.Weights(*weights))
+        return mla.pack(shape, mla.Weights(*weights), pages)
 
     def fused_weights(self) -> tuple[Tensor, Tensor]:
         """in [(H + 1) * (rank + rope), hidden], with the scale in its queries; out [hidden, H * rank]. In float32."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from paceline.kernels import gated, pack_weight, packed_linear, rms_norm
 from paceline.kernels.layer import Mixture
 from paceline.kernels.moe import pack_experts
+from paceline.kernels.pages import Pages
 
 
 class Linear(nn.Module):
@@ -27,8 +28,9 @@ class Linear(nn.Module):
             return packed_linear(x, self.packed, self.bias)
         return F.linear(x, self.weight, self.bias)
 
-    def pack(self) -> None:
-        self.packed = pack_weight(self.weight)
+    def pack(self, pages: Pages) -> None:
+        packed = pack_weight(self.weight)
+        self.packed = None if packed is None else pages.keep(packed)
 
 
 class Embedding(nn.Module):
@@ -67,12 +69,12 @@ class GatedMLP(nn.Module):
         out: Tensor = self.down(gated(self.gate_up(x)))
         return out
 
-    def mixture(self) -> Mixture | None:
+    def mixture(self, pages: Pages) -> Mixture | None:
         """The same as experts, for a layer in one call: one that is everybody's."""
         if not all(isinstance(part, Linear) and part.bias is None for part in (self.gate_up, self.down)):
             return None
         gate, up = self.gate_up.weight.chunk(2)
-        packed = pack_experts([gate], [up], [self.down.weight])
+        packed = pack_experts([gate], [up], [self.down.weight], pages)
         return None if packed is None else Mixture(packed)
 
     def weights(self) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from paceline.kernels import gated, native, pack_weight, packed_linear, route, router_scores
 from paceline.kernels.layer import Mixture
 from paceline.kernels.moe import PackedExperts, gated_experts, pack_experts
+from paceline.kernels.pages import Pages
 from paceline.layers.basic import GatedMLP, prefixed
 
 TOGETHER_AT_MOST = 1 << 20
@@ -133,8 +134,8 @@ class MoE(nn.Module):
         inner = gated(packed_linear(x, gate_up), self.gate.shares(x), self.sizes.intermediate_size)
         return packed_linear(inner, down)
 
-    def pack(self) -> None:
-        self._compiled = pack_experts(*self.expert_weights())
+    def pack(self, pages: Pages) -> None:
+        self._compiled = pack_experts(*self.expert_weights(), pages)
         if self._compiled is not None:
             return
         if self.gate_up.numel() + self.down.numel() <= TOGETHER_AT_MOST:
@@ -145,7 +146,7 @@ class MoE(nn.Module):
         packed = [(g, d) for g, d in pairs if g is not None and d is not None]
         self._packed = packed if len(packed) == len(pairs) else None
 
-    def mixture(self) -> Mixture | None:
+    def mixture(self, pages: Pages) -> Mixture | None:
         """What this is, packed, for a layer in one call."""
         s, gate = self.sizes, self.gate
         bias = gate.e_score_correction_bias

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from paceline.formats import FP8, INT8, Format
 from paceline.kernels import gated, quantised_linear
+from paceline.kernels.pages import Pages
 from paceline.layers.basic import Linear
 from paceline.layers.moe import MoE, MoESizes
 
@@ -52,7 +53,7 @@ class QuantMoE(MoE):
         inner = gated(quantised_linear(x, self.gate_up[e], self.gate_up_scale[e], powers=self.form.powers))
         return quantised_linear(inner, self.down[e], self.down_scale[e], powers=self.form.powers)
 
-    def pack(self) -> None:
+    def pack(self, pages: Pages) -> None:
         """Kernels read the codes as they lie."""
 
     def weights(self) -> dict[str, Tensor]:

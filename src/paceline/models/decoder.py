@@ -12,6 +12,7 @@ from paceline.config import ModelConfig
 from paceline.formats import Format
 from paceline.kernels.layer import PackedLayer
 from paceline.kernels.mla import HalfLayer
+from paceline.kernels.pages import Pages
 from paceline.layers.attention import MLA, Attend, CacheSpec
 from paceline.layers.basic import Embedding, GatedMLP, Linear, RMSNorm, prefixed
 from paceline.layers.moe import MoE
@@ -43,11 +44,11 @@ class DecoderLayer(nn.Module):
         x = x + self.self_attn(layer, self.input_layernorm(x), cos, sin, attend)
         return x, self.post_attention_layernorm(x)
 
-    def pack(self) -> None:
+    def pack(self, pages: Pages) -> None:
         """After its parts."""
         if isinstance(self.self_attn, MLA):
-            self._half = self.self_attn.with_norms(self.input_layernorm, self.post_attention_layernorm)
-        mixture = self.mlp.mixture() if isinstance(self.mlp, GatedMLP | MoE) else None
+            self._half = self.self_attn.with_norms(self.input_layernorm, self.post_attention_layernorm, pages)
+        mixture = self.mlp.mixture(pages) if isinstance(self.mlp, GatedMLP | MoE) else None
         self.whole = PackedLayer(self._half, mixture) if self._half and mixture else None
 
     def weights(self) -> dict[str, Tensor]:
@@ -130,8 +131,9 @@ class DecoderModel(nn.Module):
 def pack(model: nn.Module) -> None:
     """Lays every weight out once for the CPU; call it after loading.
     Packed copies follow no later change of the weights."""
+    pages = Pages()
     with torch.no_grad():
         for module in reversed(list(model.modules())):  # parts first
             packs = getattr(module, "pack", None)
             if module is not model and callable(packs):
-                packs()
+                packs(pages)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from paceline.kernels import norm_pairs
 from paceline.kernels.chain import Depth
 from paceline.kernels.layer import Join, PackedModule, pack_module
+from paceline.kernels.pages import Pages
 from paceline.layers.attention import Attend, CacheSpec
 from paceline.layers.basic import Embedding, Linear, RMSNorm, prefixed
 from paceline.models.decoder import DecoderLayer, DecoderModel, pack
@@ -90,7 +91,7 @@ class MTPDepth(nn.Module):
         x = self.eh_proj(pairs)
         return self.norm(self.block(self.index, x, cos, sin, attend))  # type: ignore[no-any-return]
 
-    def pack(self) -> None:
+    def pack(self, pages: Pages) -> None:
         """After its parts."""
         joined = self.eh_proj.packed if isinstance(self.eh_proj, Linear) else None
         if self.block.whole is None or joined is None:

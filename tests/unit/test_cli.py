@@ -230,7 +230,7 @@ def test_help_tells_the_defaults_that_hold() -> None:
     known = {field.name: field.default for field in dataclasses.fields(EngineConfig)}
     offered = {name for group in (Drafting, Modules, Lookup, Sizes) for name in group.__annotations__}
     assert offered - {"speculative_config", "no_prefix_cache"} | {"enable_prefix_caching"} == known.keys()
-    command = typer.main.get_command(cli.app).commands["generate"]  # type: ignore[attr-defined]
+    command = typer.main.get_command(cli.make_app()).commands["generate"]  # type: ignore[attr-defined]
     shown = {option.name: option.show_default for option in command.params}
     (k,) = [option.help for option in command.params if option.name == "num_speculative_tokens"]
     assert k.endswith(f"0 to {MAX_SPECULATIVE_TOKENS}.")
@@ -240,14 +240,28 @@ def test_help_tells_the_defaults_that_hold() -> None:
 
 
 def test_help_and_version_are_quick_and_light() -> None:
-    """No torch, no transformers before a command runs."""
+    """No torch, no transformers before a command runs; and a command line imports its own command only."""
     code = (
-        "import sys; sys.argv = ['paceline', *sys.argv[1:]]\n"
-        "from paceline.cli.main import app\n"
-        "app(standalone_mode=False)\n"
-        "sys.exit(bool({'torch', 'transformers', 'tokenizers'} & set(sys.modules)))"
+        "import atexit, sys; sys.argv = ['paceline', *sys.argv[1:]]\n"
+        "atexit.register(lambda: print(*sys.modules, file=sys.stderr))\n"
+        "from paceline.cli.main import main\n"
+        "main()"
     )
-    for flag in ("--help", "--version"):
-        done = subprocess.run([sys.executable, "-c", code, flag], capture_output=True, text=True, env=os.environ)
+    for words in (["--help"], ["--version"], ["inspect", "--help"]):
+        done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, env=os.environ)
         assert done.returncode == 0, done.stderr
         assert "paceline" in done.stdout.lower()
+        loaded = set(done.stderr.split())
+        assert "paceline.cli.main" in loaded and not {"torch", "transformers", "tokenizers"} & loaded
+        assert ("paceline.cli.inspect" in loaded) == ("--version" not in words)
+        assert ("paceline.cli.serve" in loaded) == (words == ["--help"])
+
+
+def test_every_command_is_found_by_its_name(paceline: Run) -> None:
+    """Also one by one, as `main` does it; and only what is no command brings them all, to name those meant."""
+    for name in cli.COMMANDS:
+        group = typer.main.get_command(cli.make_app([name]))
+        assert list(group.commands) == [name]  # type: ignore[attr-defined]
+    assert set(typer.main.get_command(cli.make_app()).commands) == set(cli.COMMANDS)  # type: ignore[attr-defined]
+    assert cli.asked(["inspect", "--help"]) == ["inspect"] and cli.asked(["--version"]) == []
+    assert paceline("inspekt").code == 2

@@ -13,7 +13,7 @@ from metric_pages import busy_page
 from prometheus_client.parser import text_string_to_metric_families
 from typer.main import get_command
 
-from paceline.cli.main import app as cli
+from paceline.cli.main import make_app
 from paceline.serve.app import router
 from paceline.serve.settings import ServerSettings
 
@@ -56,7 +56,7 @@ def test_the_service_starts_the_server() -> None:
 
 def flags() -> set[str]:
     """Of `paceline serve`."""
-    return {flag for each in get_command(cli).commands["serve"].params for flag in each.opts}  # type: ignore[attr-defined]
+    return {flag for each in get_command(make_app()).commands["serve"].params for flag in each.opts}  # type: ignore[attr-defined]
 
 
 def instructions() -> dict[str, list[str]]:

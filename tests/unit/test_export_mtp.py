@@ -18,7 +18,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from paceline.checkpoint.reader import INDEX
-from paceline.cli.main import app
+from paceline.cli.main import make_app
 from paceline.convert import export_mtp as export_module
 from paceline.convert.export_mtp import export_mtp, verify_export
 from paceline.convert.export_plan import plan_export
@@ -282,7 +282,7 @@ def test_a_full_disk_is_noticed_before_and_after(tmp_path: Path, source: Path, m
 
 
 def run(*arguments: object) -> Any:
-    return CliRunner().invoke(app, ["export-mtp", *map(str, arguments)], catch_exceptions=True)
+    return CliRunner().invoke(make_app(), ["export-mtp", *map(str, arguments)], catch_exceptions=True)
 
 
 def test_the_command_exports(tmp_path: Path, source: Path) -> None:

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.main import get_command
 
-from paceline.cli.main import app as cli
+from paceline.cli.main import make_app
 from paceline.cli.serve import SERVER
 from paceline.errors import UserError
 from paceline.outputs import Timing
@@ -289,7 +289,7 @@ def test_the_documentation_names_every_route_and_flag() -> None:
     ]  # type: ignore[attr-defined]
     flags = [
         flag
-        for each in get_command(cli).commands["serve"].params
+        for each in get_command(make_app()).commands["serve"].params
         for flag in each.opts
         if each.rich_help_panel == SERVER
     ]  # type: ignore[attr-defined]

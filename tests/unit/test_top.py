@@ -15,7 +15,7 @@ from metric_pages import busy_page
 from rich.console import Console
 from typer.testing import CliRunner
 
-from paceline.cli.main import app
+from paceline.cli.main import make_app
 from paceline.cli.scraped import Page, Unreachable, parsed, scrape
 from paceline.cli.top import frame
 from paceline.errors import UserError
@@ -52,7 +52,7 @@ def shown(before: Page, now: Page) -> str:
 
 def test_once_prints_one_frame() -> None:
     with answering(busy_page().encode()) as url:
-        result = CliRunner().invoke(app, ["top", "--once", "--interval", "0.1", "--url", url])
+        result = CliRunner().invoke(make_app(), ["top", "--once", "--interval", "0.1", "--url", url])
     assert result.exit_code == 0, result.output
     for words in ("1 running", "mtp", "position 1", "position 3", "width 3", "target", "host", "KV cache"):
         assert words in result.output, words
@@ -87,7 +87,7 @@ def test_it_outlives_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
         return page
 
     monkeypatch.setattr("paceline.cli.top.scrape", look)
-    result = CliRunner().invoke(app, ["top", "--interval", "0.1"])
+    result = CliRunner().invoke(make_app(), ["top", "--interval", "0.1"])
     assert len(seen) == 7 and result.exit_code != 1, result.output
 
 

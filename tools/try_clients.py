@@ -114,6 +114,36 @@ def guidellm(url: str, folder: Path) -> str | None:
     return run(["guidellm", "run", *words, "--disable-progress"], folder)
 
 
+def vllm(url: str, folder: Path) -> str | None:
+    """`vllm bench serve`, on completions and on chats. Needs neither a GPU nor vLLM's own kernels."""
+    for backend, endpoint in (("openai", "/v1/completions"), ("openai-chat", "/v1/chat/completions")):
+        options = {
+            "--backend": backend,
+            "--endpoint": endpoint,
+            "--base-url": url,
+            "--model": "default",
+            "--tokenizer": str(TOKENIZER),
+            "--dataset-name": "random",
+            "--random-input-len": "64",
+            "--random-output-len": "32",
+            "--num-prompts": "12",
+            "--max-concurrency": "4",
+            "--result-filename": f"{backend}.json",
+        }
+        words = [word for pair in options.items() for word in pair]
+        said = run(["vllm", "bench", "serve", *words, "--ignore-eos", "--save-result", "--disable-tqdm"], folder)
+        found = folder / f"{backend}.json"
+        if said is not None or not found.exists():
+            return said or "it wrote no result"
+        result = json.loads(found.read_text(encoding="utf-8"))
+        if (result["completed"], result["total_output_tokens"]) != (12, 12 * 32):
+            return f"{result['completed']} of 12 requests, {result['total_output_tokens']} of {12 * 32} tokens"
+    return None
+
+
+COMMANDS = {"llm": llm, "lm_eval": lm_eval, "guidellm": guidellm, "vllm": vllm}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", default="http://127.0.0.1:8000")
@@ -121,7 +151,7 @@ def main() -> None:
     args = parser.parse_args()
     os.environ["PATH"] = str(Path(sys.executable).parent) + os.pathsep + os.environ["PATH"]
     failed = False
-    for name in [*PYTHON, "llm", "lm_eval", "guidellm"]:
+    for name in [*PYTHON, *COMMANDS]:
         if args.only not in (None, name):
             continue
         if find_spec(name) is None and shutil.which(name) is None:
@@ -131,7 +161,7 @@ def main() -> None:
             if name in PYTHON:
                 said = run([sys.executable, "-c", f"URL = {args.url!r}\n{PYTHON[name]}"], Path(folder))
             else:
-                said = {"llm": llm, "lm_eval": lm_eval, "guidellm": guidellm}[name](args.url, Path(folder))
+                said = COMMANDS[name](args.url, Path(folder))
         failed |= said is not None
         print(json.dumps({"client": name, "result": "good" if said is None else said}), flush=True)
     sys.exit(failed)

@@ -21,8 +21,9 @@ typedef uint16_t half_as_many __attribute__((vector_size(32)));
 
 #ifdef __AVX512BF16__ /* two bf16 products a lane in one instruction */
 #include <immintrin.h>
-INLINE lanes product(lanes sum, words x, words y) {
-    return (lanes)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)y);
+INLINE lanes product(lanes sum, words x, words y) { /* written out, as in tile.h */
+    __asm__("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(x), "v"(y));
+    return sum;
 }
 #else
 INLINE lanes product(lanes sum, words x, words y) {

@@ -127,6 +127,7 @@ def _by_row_already(scale: Tensor, rows: int) -> Tensor:
 INT8 = Format("int8", torch.int8, "_scale", None, quantise_int8, _by_row_already, dequantise_int8)
 FP8 = Format("fp8", torch.float8_e4m3fn, "_scale_inv", BLOCK, quantise_fp8, spread_rows, dequantise_fp8)
 FORMATS = {form.name: form for form in (INT8, FP8)}
+SCALES = tuple("weight" + form.suffix for form in FORMATS.values())  # how their names end
 
 
 def format_of(dtype: torch.dtype) -> Format | None:
@@ -138,7 +139,4 @@ def owner(name: str) -> str:
     """The tensor that a scale of this name belongs to; any other tensor belongs to itself.
 
     Example: `a.weight_scale_inv` belongs to `a.weight`."""
-    for form in FORMATS.values():
-        if name.endswith("weight" + form.suffix):
-            return name.removesuffix(form.suffix)
-    return name
+    return name[: name.rindex("weight") + len("weight")] if name.endswith(SCALES) else name

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from itertools import islice
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,24 +54,25 @@ class Checkpoint(Mapping[str, TensorInfo]):
     """Name -> TensorInfo of `model.safetensors`, of the shards that `model.safetensors.index.json` names, or of the one
     *.safetensors file that is there under another name.
 
-    wanted: of an index, only the tensors it accepts are known, and only their shards are opened.
+    wanted: of an index, only the tensors it accepts are known, and only their shards are opened. infos: the mapping as
+    it is, for who walks through all of it. told: what the index says beside that, where there is one and it is read.
 
     Everything that can be wrong with the files is found here, before a tensor is read. Raises UserError for a missing
     directory or file, a truncated or malformed file, and an index or a link that points outside the directory."""
 
     def __init__(self, directory: str | Path, wanted: Callable[[str], bool] = lambda _: True) -> None:
         self.directory = Path(directory)
-        self._tensors = dict(_scan(self.directory, wanted))
+        self.infos, self.told = _scan(self.directory, wanted)
         self._open: dict[Path, Any] = {}
 
     def __getitem__(self, name: str) -> TensorInfo:
-        return self._tensors[name]
+        return self.infos[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
+        return iter(self.infos)
 
     def __len__(self) -> int:
-        return len(self._tensors)
+        return len(self.infos)
 
     def tensor(self, name: str) -> Tensor:
         """The tensor as it is stored, on the CPU, mapped from the file. Raises UserError for an unknown name."""
@@ -90,21 +92,29 @@ class Checkpoint(Mapping[str, TensorInfo]):
         self._open.clear()
 
 
-def _scan(directory: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, TensorInfo]]:
-    """The tensors of the directory. The index decides which tensors count; each must be in the shard it names."""
+class Index(NamedTuple):
+    """weight_map: tensor name to file name. metadata: whatever else it tells, by nobody checked."""
+
+    weight_map: Mapping[str, str]
+    metadata: Mapping[str, Any]
+
+
+def _scan(directory: Path, wanted: Callable[[str], bool]) -> tuple[Mapping[str, TensorInfo], Mapping[str, Any] | None]:
+    """The tensors of the directory, and what its index tells beside them. The index decides which tensors count; each
+    must be in the shard it names."""
     if not directory.is_dir():
         raise UserError(f"There is no model directory {directory}: name one with *.safetensors.")
     single = directory / SINGLE
     if single.is_file() or not (directory / INDEX).is_file():
         found = read_header(single if single.is_file() else _only_file(directory))
-        yield from ((name, info) for name, info in found.items() if wanted(name))
-        return
-    index = {name: shard for name, shard in _read_index(directory).items() if wanted(name)}
-    shards = {shard: read_header(directory / shard) for shard in sorted(set(index.values()))}
-    for name, shard in index.items():
+        return {name: info for name, info in found.items() if wanted(name)}, None
+    index = _read_index(directory)
+    shard_of = {name: shard for name, shard in index.weight_map.items() if wanted(name)}
+    shards = {shard: read_header(directory / shard) for shard in sorted(set(shard_of.values()))}
+    for name, shard in shard_of.items():
         if name not in shards[shard]:
             raise UserError(f"{directory / shard} lacks tensor {name} that {INDEX} promises: {AGAIN}")
-        yield name, shards[shard][name]
+    return {name: shards[shard][name] for name, shard in shard_of.items()}, index.metadata
 
 
 def _only_file(directory: Path) -> Path:
@@ -123,14 +133,15 @@ def check_inside(file: Path) -> None:
         raise UserError(f"{file} is a link that leads out of its directory: put the file itself there.")
 
 
-def _read_index(directory: Path) -> dict[str, str]:
-    """Tensor name -> file name, with every file name a plain one of an existing file."""
+def _read_index(directory: Path) -> Index:
+    """Every file name in it is a plain one of an existing file."""
     path = directory / INDEX
     check_inside(path)
     if path.stat().st_size > MAX_HEADER:
         raise UserError(f"{path} is larger than {MAX_HEADER} bytes, which no model's index is: do not use it.")
     try:
-        index: dict[str, str] = json.loads(path.read_bytes())["weight_map"]
+        content = json.loads(path.read_bytes())
+        index, metadata = content["weight_map"], content.get("metadata")
         shards = set(index.values())
         if not all(isinstance(shard, str) for shard in shards):
             raise TypeError("file names that are no text")
@@ -138,7 +149,7 @@ def _read_index(directory: Path) -> dict[str, str]:
         raise UserError(f"{path} is not an index with a weight_map: {AGAIN}") from None
     for shard in shards:
         _check_shard(directory, shard, index)
-    return index
+    return Index(index, metadata if isinstance(metadata, dict) else {})
 
 
 def _check_shard(directory: Path, shard: str, index: Mapping[str, str]) -> None:
@@ -192,12 +203,17 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
 
 def _info(file: Path, entry: Mapping[str, Any], data: int) -> TensorInfo:
     """One entry, whose offsets count from byte `data`. Raises ValueError where they do not fit dtype and shape."""
-    dtype, shape = str(entry["dtype"]), tuple([int(size) for size in entry["shape"]])
-    start, end = entry["data_offsets"]
-    start, end = int(start), int(end)
-    size = _SIZES.get(dtype)
-    if start < 0 or end < start or (shape and min(shape) < 0):
-        raise ValueError("negative sizes")
-    if size is not None and math.prod(shape) * size != end - start:
+    dtype, shape = str(entry["dtype"]), tuple(map(int, entry["shape"]))
+    start, end = map(int, entry["data_offsets"])
+    if start < 0 or end < start or _bytes(dtype, shape) not in (None, end - start):
         raise ValueError("sizes that do not fit the shape")
     return TensorInfo(file, dtype, shape, data + start, end - start)
+
+
+@lru_cache(4096)  # a model has few shapes
+def _bytes(dtype: str, shape: tuple[int, ...]) -> int | None:
+    """None for a dtype that is not known. Raises ValueError for a negative size."""
+    if shape and min(shape) < 0:
+        raise ValueError("negative sizes")
+    size = _SIZES.get(dtype)
+    return None if size is None else prod(shape) * size

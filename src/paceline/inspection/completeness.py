@@ -81,6 +81,6 @@ def in_gap(facts: Facts, name: str) -> bool:
 
 def _difference(facts: Facts, views: Mapping[str, Tensor], left_over: Iterable[str]) -> Difference:
     there = facts.tensors
-    missing = tuple(name for name in views if name not in there)
-    misshapen = tuple(n for n, view in views.items() if n in there and there[n].shape != tuple(view.shape))
+    missing = tuple([name for name in views if name not in there])
+    misshapen = tuple([n for n, view in views.items() if n in there and there[n].shape != view.shape])
     return Difference(len(views) - len(missing) - len(misshapen), missing, misshapen, tuple(sorted(left_over)))

@@ -19,7 +19,7 @@ from paceline.checkpoint.layouts import find_modules, layout_of
 from paceline.checkpoint.reader import DTYPES, Checkpoint, TensorInfo
 from paceline.config import ModelConfig, dtype_from_name, read_config
 from paceline.errors import UserError
-from paceline.formats import FORMATS, Format, format_of
+from paceline.formats import SCALES, Format, format_of
 from paceline.layers.attention import CacheSpec
 from paceline.models import build_model, build_mtp, families, family
 from paceline.models.meta import laid_out
@@ -27,7 +27,6 @@ from paceline.models.mtp import MTPDepth
 
 MAX_EXPERTS = 1 << 20  # of all layers, beyond any model
 EXPERTS = ("n_routed_experts", "num_experts", "num_local_experts")
-SCALES = tuple("weight" + form.suffix for form in FORMATS.values())
 
 Views = Mapping[str, Tensor]  # without memory
 
@@ -47,11 +46,13 @@ class Plan:
 @dataclass(frozen=True)
 class Facts:
     """config: the full checkpoint's, as far as a draft's own tells it. plan: None where `refusal` tells why there is
-    none. modules: depth (from 0) to part to tensor name, of all MTP tensors found. files: the directory's own."""
+    none. modules: depth (from 0) to part to tensor name, of all MTP tensors found. files: the directory's own. told:
+    what the index says beside the names, where it is the index that counts."""
 
     directory: Path
     raw: Mapping[str, Any]
     tensors: Mapping[str, TensorInfo]
+    told: Mapping[str, Any] | None
     files: frozenset[str]
     layout: str
     config: ModelConfig | None
@@ -75,6 +76,11 @@ class Facts:
         forms = {word: format_of(dtype) for word, dtype in DTYPES.items()}
         found = {name: forms.get(info.dtype) for name, info in self.weights.items()}
         return {name: form for name, form in found.items() if form is not None}
+
+    @cached_property
+    def bytes_stored(self) -> int:
+        """Of all tensors."""
+        return sum(info.size for info in self.tensors.values())
 
     @cached_property
     def of_modules(self) -> frozenset[str]:
@@ -129,7 +135,8 @@ def expert_of(name: str) -> tuple[str, str]:
 
 def gather(directory: Path) -> Facts:
     """Raises UserError for a directory that no reader of safetensors would open; an unknown family is only noted."""
-    raw, tensors = read_config(directory), dict(Checkpoint(directory))
+    raw, checkpoint = read_config(directory), Checkpoint(directory)
+    tensors = checkpoint.infos
     layout = layout_of(tensors)
     config, plan, refusal = None, None, ""
     try:
@@ -139,7 +146,7 @@ def gather(directory: Path) -> Facts:
         refusal = str(problem)
     files = frozenset(path.name for path in directory.iterdir() if path.is_file())
     modules = _modules(tensors, config) if config else {}
-    return Facts(directory, raw, tensors, files, layout, config, plan, refusal, modules)
+    return Facts(directory, raw, tensors, checkpoint.told, files, layout, config, plan, refusal, modules)
 
 
 def full_config(raw: Mapping[str, Any], layout: str) -> ModelConfig:
@@ -164,7 +171,7 @@ def lay_out(config: ModelConfig) -> Plan:
     layers = config.num_hidden_layers + config.num_nextn_predict_layers
     if experts * layers > MAX_EXPERTS:
         raise UserError(f"config.json names {layers} layers of {experts} experts, which no model has.")
-    with laid_out(torch.bfloat16):
+    with torch.no_grad(), laid_out(torch.bfloat16):  # views of what is never trained are made in half the time
         target = build_model(config)
         speaks_mtp = config.num_nextn_predict_layers > 0 and hasattr(family(config), "build_mtp")
         mtp = build_mtp(config, target) if speaks_mtp else None

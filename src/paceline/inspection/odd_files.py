@@ -34,14 +34,15 @@ def index_told(facts: Facts) -> Iterator[str]:
     """The index beside the files."""
     if INDEX not in facts.files:
         return
-    index = read_json(facts.directory / INDEX)
-    shards = index.get("weight_map")
-    if SINGLE in facts.files and not (isinstance(shards, dict) and {SINGLE}.issuperset(map(str, shards.values()))):
-        yield f"There is {SINGLE}, and an {INDEX} that names other files: only the first is read."
-        return
-    metadata = index.get("metadata")
+    metadata = facts.told
+    if metadata is None:  # there is a model.safetensors, which is read without it
+        index = read_json(facts.directory / INDEX)
+        shards, metadata = index.get("weight_map"), index.get("metadata")
+        if not (isinstance(shards, dict) and {SINGLE}.issuperset(map(str, shards.values()))):
+            yield f"There is {SINGLE}, and an {INDEX} that names other files: only the first is read."
+            return
     told = metadata.get("total_size") if isinstance(metadata, dict) else None
-    there = sum(info.size for info in facts.tensors.values())
+    there = facts.bytes_stored
     if told is None:
         yield f"{INDEX} does not tell total_size."
     elif told != there:

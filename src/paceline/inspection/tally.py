@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from paceline.inspection.facts import EXPERTS, SCALES, Facts
+from paceline.formats import SCALES
+from paceline.inspection.facts import EXPERTS, Facts
 from paceline.layers.attention import CacheSpec
 
 KV_TOKENS = 1000
@@ -54,15 +55,15 @@ def count_target(facts: Facts) -> Part:
     """Of a family that is not known: everything but the scales."""
     if facts.plan is None or facts.config is None:
         total = _numbers(facts, facts.weights)
-        return Part(total, None, _bytes(facts, facts.tensors), total * facts.dtype.itemsize, None)
+        return Part(total, None, facts.bytes_stored, total * facts.dtype.itemsize, None)
     names = [name for name in facts.plan.target if name in facts.tensors]
     total, config = _numbers(facts, names), facts.config
-    looked_up = 0 if config.raw.get("tie_word_embeddings") else _numbers(facts, {EMBEDDING} & set(names))
+    looked_up = 0 if config.raw.get("tie_word_embeddings") else _numbers(facts, {EMBEDDING} & facts.tensors.keys())
     idle = _idle_experts(facts, names)
     return Part(
         total,
         None if idle is None else total - looked_up - idle,
-        _bytes(facts, facts.tensors) - _bytes(facts, facts.of_modules),
+        facts.bytes_stored - _bytes(facts, facts.of_modules),
         total * facts.dtype.itemsize,
         _kv_bytes(facts.plan.cache, facts),
     )
@@ -103,7 +104,8 @@ def _field(facts: Facts, names: Iterable[str]) -> int | None:
 
 
 def _numbers(facts: Facts, names: Iterable[str]) -> int:
-    return sum(math.prod(facts.tensors[name].shape) for name in names)
+    tensors = facts.tensors
+    return sum([math.prod(tensors[name].shape) for name in names])
 
 
 def _bytes(facts: Facts, names: Iterable[str]) -> int:

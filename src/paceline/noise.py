@@ -37,9 +37,9 @@ class Noise:
         device = device or torch.device("cpu")
         # 2**63 is taken off because tensors hold signed integers; it flips one bit of a random key
         keys = torch.tensor([place_key(*place) - 2**63 for place in places], dtype=torch.int64, device=device)
-        return gumbel(keys, self._token_hashes(vocab_size, device))
+        return gumbel(keys, self.token_hashes(vocab_size, device))
 
-    def _token_hashes(self, vocab_size: int, device: torch.device) -> Tensor:
+    def token_hashes(self, vocab_size: int, device: torch.device) -> Tensor:
         """A well-mixed int32 for each token id, [vocab_size]."""
         if self._hashes.device != device or len(self._hashes) < vocab_size:
             self._hashes = token_hashes(vocab_size, device)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,9 @@ from paceline.structured import StructuredOutputsParams
 
 if TYPE_CHECKING:
     from paceline.grammar import Grammar
+
+# Below this, dividing by the temperature overflows before it changes the choice: greedy, as in vLLM.
+_GREEDY_BELOW = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +95,20 @@ class SamplingParams:
     @property
     def has_penalties(self) -> bool:
         return self.presence_penalty != 0 or self.frequency_penalty != 0 or self.repetition_penalty != 1
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature < _GREEDY_BELOW
+
+    @cached_property
+    def heat(self) -> float | None:
+        """The temperature, 0 where the choice is greedy, if nothing but it and the seed acts on the logits; else
+        None."""
+        if self.min_tokens or self.logit_bias or self.has_penalties or self.structured_outputs is not None:
+            return None
+        if self.greedy:
+            return 0.0
+        return self.temperature if self.top_k <= 0 and self.top_p == 1 and self.min_p == 0 else None
 
 
 FORCED = -1  # the origin of a token that a grammar forced

@@ -10,6 +10,7 @@ Gumbel-max. The mask has the last word: what it allows is chosen from even where
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
 from itertools import groupby
 
@@ -19,13 +20,10 @@ from torch import Tensor
 from paceline.errors import UserError
 from paceline.filters import cut_min_p, cut_top_k, cut_top_p
 from paceline.grammar import forbidden
-from paceline.kernels import best_of, best_token
+from paceline.kernels import best_of, best_token, native
 from paceline.noise import Noise
 from paceline.penalties import Penalties
 from paceline.request import Request, SamplingParams
-
-# Below this, dividing by the temperature overflows before it changes the choice: greedy, as in vLLM.
-_GREEDY_BELOW = 1e-5
 
 # The least score of a token that a grammar allows: finite also when divided by a temperature, so that it beats -inf.
 _ALLOWED = -1e30
@@ -44,8 +42,8 @@ class Sampler:
 
         The same request may own several rows (the nodes of its draft), next to each other. Ties go to the lowest id.
         """
-        if all(is_plain(request.params) for request in requests):
-            return best_token(logits)
+        if (found := self._choose_at_once(logits, requests, paths, rate=False)) is not None:
+            return found[0]
         scores, drawn = self._scores(logits, requests, paths)
         return best_token(self._perturb(scores, requests, paths, drawn))
 
@@ -54,13 +52,30 @@ class Sampler:
     ) -> tuple[list[int], list[float]]:
         """As `choose`, on the host; and each chosen token's log-probability in the distribution that it was chosen
         from, at temperature 1 where the choice is greedy."""
-        if all(is_plain(request.params) for request in requests):
-            chosen, rated = best_of(logits)
-            return chosen.tolist(), rated.tolist()
+        if (found := self._choose_at_once(logits, requests, paths, rate=True)) is not None:
+            return found[0].tolist(), found[1].tolist()
         scores, drawn = self._scores(logits, requests, paths)
         chosen = best_token(self._perturb(scores.clone(), requests, paths, drawn))
         rated = scores.gather(1, chosen[:, None]).flatten() - scores.logsumexp(-1)
         return chosen.tolist(), rated.tolist()
+
+    def _choose_at_once(
+        self, logits: Tensor, requests: Sequence[Request], paths: Sequence[list[int]], rate: bool
+    ) -> tuple[Tensor, Tensor] | None:
+        """Tokens and, if asked for, their log-probabilities, where only temperatures and seeds act on the logits and
+        one call serves for all rows; else None."""
+        heats = [heat for request in requests if (heat := request.params.heat) is not None]
+        if len(heats) < len(requests):
+            return None
+        if not any(heats):
+            return best_of(logits) if rate else (best_token(logits), logits[:0, 0])
+        if not native.serves(logits):
+            return None
+        places = array("Q")
+        for request, path in zip(requests, paths, strict=True):
+            places.extend((request.seed, len(request.tokens) + len(path)))
+        hashes = self._noise.token_hashes(logits.shape[1], logits.device)
+        return native.choose(logits.contiguous(), places, heats, hashes, rate)
 
     def _scores(
         self, logits: Tensor, requests: Sequence[Request], paths: Sequence[list[int]]
@@ -70,7 +85,7 @@ class Sampler:
         scores = logits.to(torch.float32, copy=True)
         self._edit(scores, requests, paths)
         _mask(scores, requests, paths)
-        drawn = [i for i, request in enumerate(requests) if request.params.temperature >= _GREEDY_BELOW]
+        drawn = [i for i, request in enumerate(requests) if not request.params.greedy]
         if drawn:
             params = [requests[i].params for i in drawn]
             heat = [p.temperature for p in params]
@@ -109,17 +124,6 @@ class Sampler:
             noise = self._noise.gumbel(places, scores.shape[1], scores.device)
             _update(scores, drawn, lambda rows: noise.add_(rows))
         return scores
-
-
-def is_plain(params: SamplingParams) -> bool:
-    """Whether the choice is the argmax of the raw logits."""
-    return (
-        params.temperature < _GREEDY_BELOW
-        and not params.min_tokens
-        and not params.logit_bias
-        and not params.has_penalties
-        and params.structured_outputs is None
-    )
 
 
 def _mask(scores: Tensor, requests: Sequence[Request], paths: Sequence[list[int]]) -> None:

@@ -37,7 +37,7 @@ from paceline.errors import UserError
 from paceline.kernels.chain import Asked, pack_chain
 from paceline.models.mtp import MTP, MTPDepth
 from paceline.request import Request
-from paceline.sampling import Sampler, is_plain
+from paceline.sampling import Sampler
 from paceline.spec.proposal import Proposal
 from paceline.spec.strands import LONG, MOST, WINDOW, Part, Strand, Track
 
@@ -242,7 +242,7 @@ class MTPDrafter:
         """As `draft`, by compiled code from the first module to the last, and then what `run` notes of each module.
         False where that does not serve: only plain greedy choices, and few rows, for all outputs are one tensor."""
         tracks.sort(key=lambda track: -track.width)
-        if self.chain is None or not all(is_plain(track.request.params) for track in tracks):
+        if self.chain is None or not all(track.request.params.heat == 0 for track in tracks):
             return False
         asked = [as_asked(track) for track in tracks]
         counts = [a.counts for a in asked]

@@ -13,6 +13,7 @@ from paceline.kernels.cpu import (
     PIECE,
     attend_rows,
     best_of,
+    best_token,
     gated,
     gumbel,
     norm_pairs,
@@ -24,7 +25,7 @@ from paceline.kernels.cpu import (
     rowwise,
 )
 from paceline.kernels.linear import pack_weight, packed_linear
-from paceline.kernels.reference import Sight, best_token, rotate, token_hashes
+from paceline.kernels.reference import Sight, rotate, token_hashes
 
 AttendRows = Callable[[Tensor, list[Tensor], list[Tensor], Sight, float], Tensor]
 

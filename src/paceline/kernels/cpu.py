@@ -67,6 +67,11 @@ def norm_pairs(
     return reference.norm_pairs(tokens, table, states, weights, eps, states_first)
 
 
+def best_token(scores: Tensor) -> Tensor:
+    """As `reference.best_token`."""
+    return native.best_token(scores.contiguous()) if native.serves(scores) else reference.best_token(scores)
+
+
 def best_of(scores: Tensor) -> tuple[Tensor, Tensor]:
     """As `reference.best_of`."""
     return native.best_of(scores.contiguous()) if native.serves(scores) else reference.best_of(scores)

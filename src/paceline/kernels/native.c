@@ -35,7 +35,8 @@ void norm_pairs(const int64_t *tokens, const bf16 *table, const bf16 *states, co
     }
 }
 
-/* Of each row of scores [rows, n] the best column, the first of equals, and log(exp(score) / sum of exp(scores)). */
+/* Of each row of scores [rows, n] the best column, the first of equals, and log(exp(score) / sum of exp(scores)) where
+ * there is room for it. */
 void best_of(const bf16 *scores, int64_t *best, float *rated, long rows, long n) {
     for (long r = 0; r < rows; r++, scores += n) {
         float most = -INFINITY, sum = 0;
@@ -45,6 +46,7 @@ void best_of(const bf16 *scores, int64_t *best, float *rated, long rows, long n)
 #pragma omp simd reduction(min : at)
         for (int i = 0; i < (int)n; i++) at = up(scores[i]) == most && i < at ? i : at;
         best[r] = at < n ? at : 0; /* none is best where all is NaN */
+        if (!rated) continue;
 #pragma omp simd reduction(+ : sum)
         for (long i = 0; i < n; i++) sum += quick_exp(up(scores[i]) - most);
         rated[r] = -logf(sum);

@@ -9,6 +9,8 @@ void attend_heads(const bf16 *q, const bf16 *keys, const bf16 *shared, const bf1
                   long own, long rest, long v_dim, long k_stride, long v_stride, long block_size, long longest,
                   float scale, long tile, int threads);
 void best_of(const bf16 *scores, int64_t *best, float *rated, long rows, long n);
+void choose(const bf16 *logits, const uint64_t *places, const float *heats, const int32_t *hashes, int64_t *chosen,
+            float *rated, long rows, long n, int threads);
 void norm_pairs(const int64_t *tokens, const bf16 *table, const bf16 *states, const bf16 *token_weight,
                 const bf16 *state_weight, bf16 *made, long rows, long n, int states_first, float eps);
 void route(const bf16 *all, const bf16 *weight, const float *bias, float *all_shares, long rows, long experts, long hidden,

@@ -11,6 +11,8 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from array import array
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -31,6 +33,7 @@ SIGNATURES = {
     "norm_pairs": [_POINTER] * 6 + [_LONG] * 2 + [ctypes.c_int, _FLOAT],
     "gumbel": [_POINTER] * 3 + [_LONG] * 2,
     "best_of": [_POINTER] * 3 + [_LONG] * 2,
+    "choose": [_POINTER] * 6 + [_LONG] * 2 + [ctypes.c_int],
     "rotate_and_norm": [_POINTER] * 4 + [_LONG] * 4 + [_FLOAT, ctypes.c_int],
     "causal_softmax": [_POINTER] + [_LONG] * 5,
     "route": [_POINTER] * 4 + [_LONG] * 4 + [ctypes.c_int, _FLOAT, ctypes.c_int],
@@ -133,6 +136,30 @@ def best_of(scores: Tensor) -> tuple[Tensor, Tensor]:
     best, rated = torch.empty(rows, dtype=torch.int64), torch.empty(rows, dtype=torch.float32)
     call("best_of", scores.data_ptr(), best.data_ptr(), rated.data_ptr(), rows, n)
     return best, rated
+
+
+def best_token(scores: Tensor) -> Tensor:
+    """As `reference.best_token`; scores contiguous."""
+    rows, n = scores.shape
+    best = torch.empty(rows, dtype=torch.int64)
+    call("best_of", scores.data_ptr(), best.data_ptr(), None, rows, n)
+    return best
+
+
+def choose(
+    logits: Tensor, places: array[int], heats: Sequence[float], hashes: Tensor, rate: bool
+) -> tuple[Tensor, Tensor]:
+    """The token of each row of logits [R, V], contiguous: the best where its heat is 0, else the first of those with
+    the most logit / heat + noise of its place, in float32. And, if asked for, its log-probability at that heat, or 1.
+
+    places: R times a seed and a position, unsigned; hashes: of the token ids, [V]."""
+    (rows, n), degrees = logits.shape, array("f", heats)
+    chosen, rated = torch.empty(rows, dtype=torch.int64), torch.empty(rows if rate else 0)
+    call(
+        "choose", logits.data_ptr(), places.buffer_info()[0], degrees.buffer_info()[0], hashes.data_ptr(),
+        chosen.data_ptr(), rated.data_ptr() if rate else None, rows, n, _threads(logits.numel()),
+    )  # fmt: skip
+    return chosen, rated
 
 
 def gumbel(keys: Tensor, hashes: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from paceline.kernels import best_token
 from paceline.request import Request
-from paceline.sampling import Sampler, is_plain, top_logprobs
+from paceline.sampling import Sampler, top_logprobs
 from paceline.spec.proposal import Proposal, Verdict
 
 
@@ -26,7 +26,7 @@ def verify(proposal: Proposal, logits: Tensor, requests: Sequence[Request], samp
     accepted, 7 is the bonus: paths [[0, 1]], emitted [[8, 7]].
     """
     drafts = _Drafts(proposal)
-    if all(is_plain(request.params) for request in requests):  # no row needs its owner or its path
+    if all(request.params.heat == 0 for request in requests):  # no row needs its owner or its path
         chosen = best_token(logits).tolist()
     else:
         owners = [request for request, count in zip(requests, proposal.counts, strict=True) for _ in range(count)]

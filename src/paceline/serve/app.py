@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Response
+from starlette.types import ASGIApp
 
 from paceline import __version__
 from paceline.serve import chat, completions, page, tokenize
 from paceline.serve.client import DOWN
+from paceline.serve.direct import Direct
 from paceline.serve.errors import ApiError, add_handlers
 from paceline.serve.log import RequestLog
 from paceline.serve.middleware import ApiKey, BodyLimit
@@ -16,20 +18,21 @@ from paceline.serve.state import State, state_of
 
 Asked = Annotated[State, Depends(state_of)]
 router = APIRouter()
+GENERATING = chat.ROUTES | completions.ROUTES  # they take the short way
 
 
-def make_app(state: State) -> FastAPI:
+def make_app(state: State) -> ASGIApp:
     """CORS stays off: no page of another origin can read what this server says."""
     app = FastAPI(title="Paceline", version=__version__, redoc_url=None)
     app.state.paceline = state
     for part in (chat.router, completions.router, tokenize.router, page.router, router):
         app.include_router(part)
     add_handlers(app)
+    inner: ASGIApp = Direct(app, state, GENERATING)
     if state.settings.api_keys:
-        app.add_middleware(ApiKey, keys=state.settings.api_keys)
-    app.add_middleware(BodyLimit, limit=state.settings.max_body_mib << 20)
-    app.add_middleware(RequestLog, quiet=not state.settings.log_requests)
-    return app
+        inner = ApiKey(inner, state.settings.api_keys)
+    limited = BodyLimit(inner, state.settings.max_body_mib << 20)
+    return RequestLog(limited, quiet=not state.settings.log_requests)
 
 
 @router.get("/v1/models", summary="The model that is served, under each of its names")

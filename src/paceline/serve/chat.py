@@ -37,6 +37,9 @@ async def chat(body: ChatBody, request: Request, state: Annotated[State, Depends
     return await EventStream.begun(chunks, request, answers.abort)
 
 
+ROUTES = {"/v1/chat/completions": (ChatBody, chat)}
+
+
 async def _submit(body: ChatBody, state: State) -> Answers:
     state.client.check_room(1)  # before any work
     messages = body.messages or [Message(role="user", content=body.text or "")]

@@ -45,6 +45,9 @@ async def completions(body: CompletionBody, request: Request, state: Annotated[S
     return await EventStream.begun(_chunks(answers, shape, start, usage), request, answers.abort)
 
 
+ROUTES = {path: (CompletionBody, completions) for path in ("/v1/completions", "/v1/chat/completions/completions")}
+
+
 def _scored(body: CompletionBody) -> int | None:
     """How many of the likeliest tokens are wanted in the place of each token of the prompt."""
     wanted = (body.prompt_logprobs, body.logprobs if body.echo else None)

@@ -28,6 +28,7 @@ SENTENCES = {
     404: "There is nothing at this path; /docs lists the routes.",
     405: "This path does not take that method; /docs lists the routes.",
 }
+DEFECT = "The server has a defect; its log tells which."
 RETRY_SECONDS = 1
 
 
@@ -58,37 +59,28 @@ def as_response(error: ApiError) -> JSONResponse:
     return JSONResponse(error.body, error.status, error.headers)
 
 
-def add_handlers(app: FastAPI) -> None:
-    """Every way in which a route can end badly becomes an OpenAI error body."""
-    app.add_exception_handler(ApiError, _of_api_error)
-    app.add_exception_handler(UserError, _of_user_error)
-    app.add_exception_handler(RequestValidationError, _of_validation)
-    app.add_exception_handler(HTTPException, _of_http)
-    app.add_exception_handler(Exception, _of_defect)
-
-
-async def _of_api_error(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, ApiError)
+def answer_to(error: Exception) -> JSONResponse:
+    """What the client is told when a route ends with this error; 500 for those that are defects of ours."""
+    if isinstance(error, RequestValidationError):
+        error = from_validation(error.errors())
+    elif isinstance(error, UserError):
+        error = ApiError(400, str(error))
+    elif isinstance(error, HTTPException):
+        sentence = SENTENCES.get(error.status_code, error.detail)
+        return JSONResponse(error_body(error.status_code, sentence), error.status_code, error.headers)
+    elif not isinstance(error, ApiError):
+        error = ApiError(500, DEFECT)
     return as_response(error)
 
 
-async def _of_user_error(request: Request, error: Exception) -> JSONResponse:
-    return as_response(ApiError(400, str(error)))
+def add_handlers(app: FastAPI) -> None:
+    """Every way in which a route can end badly becomes an OpenAI error body."""
+    for kind in (ApiError, UserError, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, _handle)
 
 
-async def _of_validation(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, RequestValidationError)
-    return as_response(from_validation(error.errors()))
-
-
-async def _of_http(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, HTTPException)
-    sentence = SENTENCES.get(error.status_code, error.detail)
-    return JSONResponse(error_body(error.status_code, sentence), error.status_code, error.headers)
-
-
-async def _of_defect(request: Request, error: Exception) -> JSONResponse:
-    return as_response(ApiError(500, "The server has a defect; its log tells which."))
+async def _handle(request: Request, error: Exception) -> JSONResponse:
+    return answer_to(error)
 
 
 def from_validation(problems: Sequence[Mapping[str, Any]]) -> ApiError:

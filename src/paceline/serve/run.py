@@ -8,6 +8,7 @@ from pathlib import Path
 from types import FrameType
 
 import uvicorn
+from uvicorn.loops.auto import auto_loop_factory
 
 from paceline.errors import UserError
 from paceline.serve.app import make_app
@@ -31,8 +32,9 @@ class Server(uvicorn.Server):
 def run(model: Path, settings: ServerSettings) -> None:
     """Serves the model in that directory until a signal comes. Raises `UserError` when the port is taken, or the engine
     cannot start."""
-    with _bound(settings.host, settings.port) as listener:
-        asyncio.run(_serve(model, settings, listener))
+    loops = asyncio.Runner(loop_factory=auto_loop_factory())
+    with _bound(settings.host, settings.port) as listener, loops as runner:
+        runner.run(_serve(model, settings, listener))
 
 
 async def _serve(model: Path, settings: ServerSettings, listener: socket.socket) -> None:

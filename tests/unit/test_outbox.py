@@ -85,9 +85,10 @@ def test_many_answers_are_told_of_less_often(count: int) -> None:
 def test_durations_are_counted_as_prometheus_does(seconds: list[float]) -> None:
     """In cumulative buckets; a value on a bound is in its bucket."""
     durations, bounds = Durations("d", "text", "m", (0.5, 1.0, 2.0)), (0.5, 1.0, 2.0, float("inf"))
-    for each in seconds:
-        durations.observe(each)
-    (family,) = durations.collect()
+    half = len(seconds) // 2
+    for part in (seconds[:half], [], seconds[half:]):
+        durations.observe(part)
+        (family,) = durations.collect()
     found = {s.labels["le"]: s.value for s in family.samples if s.name == "d_bucket"}
     assert found == {
         name: sum(each <= bound for each in seconds)

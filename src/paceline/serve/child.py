@@ -26,6 +26,7 @@ class Child:
     def __init__(self, process: Process, source: int, hear: Callable[[bytes], None]) -> None:
         self._process, self._source, self._hear = process, source, hear
         self._lines = Lines()
+        self._unsent: list[bytes] = []
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(source, self._read)
         self._reads = True
@@ -48,10 +49,11 @@ class Child:
         return self._process.returncode
 
     def send(self, message: BaseModel) -> None:
-        """Nothing happens when it has gone."""
-        assert self._process.stdin is not None
-        if not self._process.stdin.is_closing():
-            self._process.stdin.write(to_line(message))
+        """With all that is sent in this turn of the event loop: requests that come together reach the engine's step
+        together. Nothing happens when it has gone."""
+        if not self._unsent:
+            self._loop.call_soon(self._flush)
+        self._unsent.append(to_line(message))
 
     async def end(self) -> None:
         """Hangs up and waits a little; then kills."""
@@ -64,6 +66,12 @@ class Child:
                 self._process.kill()
             await self._process.wait()
         self._hang_up()
+
+    def _flush(self) -> None:
+        assert self._process.stdin is not None
+        data, self._unsent = b"".join(self._unsent), []
+        if not self._process.stdin.is_closing():
+            self._process.stdin.write(data)
 
     def _read(self) -> None:
         try:

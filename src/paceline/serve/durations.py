@@ -1,32 +1,43 @@
-"""A histogram for what happens at every step: observing is a bisection, and Prometheus's form is made when asked."""
+"""A histogram for what happens at every step: what is observed is kept as it is, and counted when there is much of it
+or Prometheus asks."""
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Iterator, Sequence
-from itertools import accumulate
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 
 from prometheus_client.metrics_core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 LABEL = "model_name"
+MOST_KEPT = 4096  # durations
 
 
 class Durations(Collector):
-    """bounds: seconds, rising; what is observed counts in the first bucket whose bound it does not exceed."""
+    """bounds: seconds, rising; what is observed counts in every bucket whose bound it does not exceed."""
 
     def __init__(self, name: str, text: str, model: str, bounds: Sequence[float]) -> None:
         self._name, self._text, self._model, self._bounds = name, text, model, tuple(bounds)
-        self._counts = [0] * (len(bounds) + 1)  # the last one is of those above all bounds
-        self._sum = 0.0
+        self._kept: list[float] = []  # and not counted
+        self._counts = [0.0] * len(bounds)
+        self._total, self._sum = 0.0, 0.0
 
-    def observe(self, seconds: float) -> None:
-        self._counts[bisect_left(self._bounds, seconds)] += 1
-        self._sum += seconds
+    def observe(self, seconds: Iterable[float]) -> None:
+        self._kept += seconds
+        if len(self._kept) > MOST_KEPT:
+            self._count()
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
+        self._count()
         family = HistogramMetricFamily(self._name, self._text, labels=[LABEL])
-        names = [*map(str, self._bounds), "+Inf"]
-        buckets = list(zip(names, map(float, accumulate(self._counts)), strict=True))
+        buckets = [*zip(map(str, self._bounds), self._counts, strict=True), ("+Inf", self._total)]
         family.add_metric([self._model], buckets, self._sum)
         yield family
+
+    def _count(self) -> None:
+        rising, self._kept = sorted(self._kept), []
+        self._counts = [
+            count + bisect_right(rising, bound) for count, bound in zip(self._counts, self._bounds, strict=True)
+        ]
+        self._total += len(rising)
+        self._sum += sum(rising)

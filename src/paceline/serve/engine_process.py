@@ -10,6 +10,7 @@ import signal
 from time import monotonic
 
 import torch
+from pydantic import BaseModel
 
 from paceline.errors import UserError
 from paceline.llm import LLM
@@ -36,8 +37,7 @@ class Worker:
 
     def run(self) -> None:
         self._take_cores()
-        self.channel.send(self._ready())
-        self.channel.send(self._stats())
+        self.channel.send(self._ready(), self._stats())
         while True:
             for message in self.channel.receive(wait=not self.engine.has_unfinished and not self._compiling):
                 self._handle(message)
@@ -94,21 +94,23 @@ class Worker:
             return
         outputs, now = self.engine.step(), monotonic()
         for output in outputs:
-            self._give_up(output.request)
+            if output.request.finish_reason == "error":
+                self._give_up(output.request)
             self._outbox.add(output.request, now)
-        if pieces := self._outbox.take(now):
-            self.channel.send(Step(pieces=pieces))
+        pieces = self._outbox.take(now)
+        news: list[BaseModel] = [Step(pieces=pieces)] if pieces else []
         if now - self._told > STATS_SECONDS or not self.engine.has_unfinished:
-            self.channel.send(self._stats())
+            news.append(self._stats())
+        if news:
+            self.channel.send(*news)
 
     def _give_up(self, request: Request) -> None:
         """All answers of a job, when one cannot go on in its grammar."""
-        if request.finish_reason == "error" and request.grammar is not None:
-            job = self._outbox.job_of(request)
-            if job is not None:
-                sentence = f"The answer cannot go on in its grammar ({request.grammar.error}); change the grammar."
-                self.channel.send(Refused(job=job, sentence=sentence))
-                self._abort(job)
+        job = self._outbox.job_of(request)
+        if job is not None and request.grammar is not None:
+            sentence = f"The answer cannot go on in its grammar ({request.grammar.error}); change the grammar."
+            self.channel.send(Refused(job=job, sentence=sentence))
+            self._abort(job)
 
     def _ready(self) -> Ready:
         limits = self.engine.limits

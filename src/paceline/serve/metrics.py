@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 from paceline.request import SpeculationStats
+from paceline.serve.counts import Counts, Kind
 from paceline.serve.durations import LABEL, Durations
 from paceline.serve.job import NOBODY, Job
 from paceline.serve.messages import Finished, Piece, Stats
@@ -70,9 +72,9 @@ class Metrics:
                 ("engine_up", "1 while there is an engine, 0 while it is being started again."),
             )
         }
-        self._counters = {name: self._counter(name, text, *labels) for name, text, labels in _COUNTERS}
-        for name in (name for name, _, labels in _COUNTERS if not labels):
-            self._count(name, 0)  # so that it is there before anything happens
+        counts = Counts(PREFIX, model, _COUNTERS)
+        self.registry.register(counts)
+        self._count = counts.add
         self._ttft = self._histogram("time_to_first_token_seconds", "From arrival to the first token.", TTFT)
         self._itl = self._histogram("inter_token_latency_seconds", "Between steps that brought tokens.", ITL)
         self._e2e = self._histogram("e2e_request_latency_seconds", "From arrival to the end of the answer.", E2E)
@@ -91,16 +93,15 @@ class Metrics:
         watch = self._watches.get((job.id, piece.index))
         if watch is None:
             return
-        for moment in piece.moments:
-            if watch.last is None:
-                self._ttft.observe(moment - watch.asked)
-            else:
-                self._itl.observe(moment - watch.last)
-            watch.last = moment
+        moments = piece.moments if watch.last is None else [watch.last, *piece.moments]
+        if watch.last is None:
+            self._ttft.observe(moment - watch.asked for moment in moments[:1])
+        self._itl.observe([moment - before for before, moment in pairwise(moments)])
+        watch.last = moments[-1] if moments else None
         self._generated += len(piece.tokens)
         if piece.finished is not None:
             del self._watches[job.id, piece.index]
-            self._e2e.observe(time.monotonic() - watch.asked)
+            self._e2e.observe([time.monotonic() - watch.asked])
             self._finished(job, piece.finished)
 
     def _finished(self, job: Job, finished: Finished) -> None:
@@ -150,14 +151,8 @@ class Metrics:
         for part, seconds in stats.seconds.items():
             self._count("engine_seconds", max(0.0, seconds - before.seconds[part]), part)
 
-    def _count(self, name: str, amount: float, *labels: str) -> None:
-        self._counters[name].labels(self._model, *labels).inc(amount)
-
     def _gauge(self, name: str, text: str) -> Gauge:
         return Gauge(PREFIX + name, text, [LABEL], registry=self.registry).labels(self._model)
-
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(PREFIX + name, text, [LABEL, *labels], registry=self.registry)
 
     def _histogram(self, name: str, text: str, bounds: tuple[float, ...]) -> Durations:
         made = Durations(PREFIX + name, text, self._model, bounds)
@@ -165,7 +160,7 @@ class Metrics:
         return made
 
 
-_COUNTERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+_COUNTERS: tuple[Kind, ...] = (
     ("request_success", "Answers that ended, by reason.", ("finished_reason",)),
     ("prompt_tokens", "Tokens of prompts whose answers ended.", ()),
     ("generation_tokens", "Tokens generated.", ()),

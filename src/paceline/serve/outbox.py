@@ -58,6 +58,7 @@ class Outbox:
         self._interval, self._emptied = interval, 0.0
         self._answers: dict[str, _Answer] = {}
         self._news: dict[str, _Answer] = {}  # those with something to tell
+        self._hurry = False  # one of them is urgent
 
     def open(self, job: str, requests: list[Request]) -> None:
         """Answer i of the job is the i-th of these requests."""
@@ -82,12 +83,15 @@ class Outbox:
         if answer is not None:
             answer.moments.append(now)
             self._news[request.id] = answer
+            self._hurry = self._hurry or answer.urgent
 
     def take(self, now: float) -> list[Piece]:
         """What is to be told by now."""
         pause = max(self._interval, min(AN_ANSWER * len(self._news), LONGEST)) if self._interval else 0.0
         due = now - self._emptied >= pause
-        self._emptied = now if due else self._emptied
+        if not due and not self._hurry:
+            return []
+        self._emptied, self._hurry = now if due else self._emptied, False
         names = [name for name, answer in self._news.items() if due or answer.urgent]
         return [self._told(name) for name in names]
 

@@ -48,7 +48,7 @@ class Grammars:
 
     def start(self, asked: StructuredOutputsParams) -> Grammar:
         """A grammar at its beginning. Raises `UserError` for one that cannot be used, with the library's reason."""
-        return Grammar(self.compiled(asked).deep_copy())
+        return Grammar(self.compiled(asked).deep_copy(), self._vocab_size)
 
     def prepare(self) -> None:
         """Does at once what the first grammar would wait for: a second or so, for a large vocabulary."""
@@ -80,12 +80,14 @@ class Grammars:
 class Grammar:
     """Where one answer stands in its grammar.
 
-    The matcher stands behind the committed tokens and some draft, and walks back and forth between drafts. Masks are
-    kept until tokens are committed: what the drafter asked for, the verifier does not compute again."""
+    The matcher stands behind the committed tokens and some draft, and walks back and forth between drafts. What is
+    forced is asked once for a run of forced tokens: behind the first of them the others are. A mask is computed where
+    `answer` cannot tell, and kept until tokens are committed: the verifier does not compute the drafter's again."""
 
-    def __init__(self, matcher: LLMatcher) -> None:
-        self._matcher = matcher
+    def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
+        self._matcher, self._mask_bytes = matcher, -(-vocab_size // 32) * 4
         self._path: list[int] = []  # what it has read beyond the committed tokens
+        self._forced = [self._look()]  # what must follow the committed tokens, and each token of the path
         self._masks: dict[tuple[int, ...], bytes] = {}
 
     @property
@@ -100,22 +102,46 @@ class Grammar:
         place = tuple(path)
         found = self._masks.get(place)
         if found is None:
-            inside, found = self._go(path), self._matcher.compute_bitmask()
+            inside = self._go(path)
+            forced = self._forced[-1]
+            found = self._only(forced[0]) if inside and forced else self._matcher.compute_bitmask()[: self._mask_bytes]
             if not inside or self._matcher.is_error():
                 found = b"\xff" * len(found)
             self._masks[place] = found
         return found
 
+    def sure(self, path: Sequence[int]) -> int | None:
+        """The token that must follow the path, as far as that is known without going there."""
+        here, length = self._path, len(path)
+        if length <= len(here):
+            return self._forced[length][0] if self._forced[length] and here[:length] == path else None
+        run, ahead = self._forced[-1], length - len(here)
+        known = len(run) > ahead and path[: len(here)] == here and run[:ahead] == path[len(here) :]
+        return run[ahead] if known else None
+
+    def answer(self, path: Sequence[int], wish: int) -> int | None:
+        """What follows the path where `wish` is the best of all tokens: itself if allowed, or what is forced; None
+        where only the mask can tell. Costs a fifth of a mask, and leaves the matcher behind that token."""
+        here, length = self._path, len(path)
+        if here[:length] == path and len(here) > length and here[length] == wish:
+            return wish
+        if not self._go(path):
+            return wish
+        forced = self._forced[-1]
+        if forced:
+            wish = forced[0]
+        return wish if self._step(wish) else None
+
     def forced(self, path: Sequence[int], most: int) -> list[int]:
         """The tokens that must follow the committed ones and the path, as far as there is no choice; `most` of them."""
-        return list(self._matcher.compute_ff_tokens()[:most]) if most > 0 and self._go(path) else []
+        return self._forced[-1][:most] if most > 0 and self._go(path) else []
 
     def room(self, width: int) -> tuple[int, int]:
         """For a request that may have `width` drafts: how many to make, and how many places to keep.
 
         Where as many tokens are forced as may be drafted, drafting them is wasted work; else there is room for what may
         be forced behind the drafts. Example: width 4 and 5 tokens forced: no draft is made, and 5 places are kept."""
-        forced = len(self.forced((), MOST_FORCED))
+        forced = min(len(self._forced[0]), MOST_FORCED)
         return (0, forced) if forced and forced >= width else (width, width + MOST_FORCED // 2)
 
     def allowed(self, path: Sequence[int]) -> int:
@@ -125,20 +151,45 @@ class Grammar:
 
     def commit(self, token: int) -> bool:
         """One more committed token. Whether the answer is complete: nothing may follow."""
-        self._go(())
         self._masks.clear()
-        consumed = self._matcher.consume_token(token)
-        return bool(consumed and self._matcher.is_stopped() and not self._matcher.is_error())
+        if not self._path or self._path[0] != token:
+            self._go([])
+            run = self._forced[0]
+            consumed = self._matcher.consume_token(token)
+            self._forced = [run[1:] if consumed and len(run) > 1 and run[0] == token else self._look()]
+            return bool(consumed) and self._is_complete()
+        del self._path[0], self._forced[0]
+        return not self._path and self._is_complete()
+
+    def _is_complete(self) -> bool:
+        return self._matcher.is_stopped() and not self._matcher.is_error()
 
     def _go(self, path: Sequence[int]) -> bool:
         """Walks to the end of the path, or as far as the grammar allows; whether it got there."""
-        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(self._path, path, strict=False)))
-        if same < len(self._path):
-            self._matcher.rollback(len(self._path) - same)
-        rest = list(path[same:])
-        taken = self._matcher.try_consume_tokens(rest) if rest else 0
-        self._path = [*self._path[:same], *rest[:taken]]
-        return taken == len(rest)
+        here = self._path
+        if here == path:
+            return True
+        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(here, path, strict=False)))
+        if same < len(here):
+            self._matcher.rollback(len(here) - same)
+            del here[same:], self._forced[same + 1 :]
+        return all(self._step(token) for token in path[same:])
+
+    def _step(self, token: int) -> bool:
+        """One token further, unless the grammar refuses it."""
+        run = self._forced[-1]
+        if (run and run[0] != token) or not self._matcher.try_consume_tokens([token]):
+            return False
+        self._path.append(token)
+        self._forced.append(run[1:] if len(run) > 1 else self._look())
+        return True
+
+    def _look(self) -> list[int]:
+        """The tokens that must follow where the matcher stands. Making tokens of bytes is slow, where there are any."""
+        return self._matcher.compute_ff_tokens() if self._matcher.compute_ff_bytes() else []
+
+    def _only(self, token: int) -> bytes:
+        return (1 << token).to_bytes(self._mask_bytes, "little")
 
 
 def forbidden(masks: Sequence[bytes], vocab_size: int) -> NDArray[np.bool_]:

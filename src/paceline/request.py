@@ -104,7 +104,12 @@ class SamplingParams:
     def heat(self) -> float | None:
         """The temperature, 0 where the choice is greedy, if nothing but it and the seed acts on the logits; else
         None."""
-        if self.min_tokens or self.logit_bias or self.has_penalties or self.structured_outputs is not None:
+        return None if self.structured_outputs is not None else self.free_heat
+
+    @cached_property
+    def free_heat(self) -> float | None:
+        """The same, whether the answer has a form or not."""
+        if self.min_tokens or self.logit_bias or self.has_penalties:
             return None
         if self.greedy:
             return 0.0

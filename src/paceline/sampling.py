@@ -37,34 +37,38 @@ class Sampler:
         self._noise = Noise()
         self._penalties = Penalties()
 
-    def choose(self, logits: Tensor, requests: Sequence[Request], paths: Sequence[list[int]]) -> Tensor:
+    def choose(
+        self, logits: Tensor, requests: Sequence[Request], paths: Sequence[list[int]], *, free: bool = False
+    ) -> Tensor:
         """The token that follows `requests[i].tokens + paths[i]`, [R] int64, from logits [R, V] of any float type.
 
         The same request may own several rows (the nodes of its draft), next to each other. Ties go to the lowest id.
+        free: without the masks that can wait (see `spec.constrained`).
         """
-        if (found := self._choose_at_once(logits, requests, paths, rate=False)) is not None:
+        if (found := self._choose_at_once(logits, requests, paths, rate=False, free=free)) is not None:
             return found[0]
-        scores, drawn = self._scores(logits, requests, paths)
+        scores, drawn = self._scores(logits, requests, paths, free)
         return best_token(self._perturb(scores, requests, paths, drawn))
 
     def choose_and_rate(
-        self, logits: Tensor, requests: Sequence[Request], paths: Sequence[list[int]]
+        self, logits: Tensor, requests: Sequence[Request], paths: Sequence[list[int]], *, free: bool = False
     ) -> tuple[list[int], list[float]]:
         """As `choose`, on the host; and each chosen token's log-probability in the distribution that it was chosen
         from, at temperature 1 where the choice is greedy."""
-        if (found := self._choose_at_once(logits, requests, paths, rate=True)) is not None:
+        if (found := self._choose_at_once(logits, requests, paths, rate=True, free=free)) is not None:
             return found[0].tolist(), found[1].tolist()
-        scores, drawn = self._scores(logits, requests, paths)
+        scores, drawn = self._scores(logits, requests, paths, free)
         chosen = best_token(self._perturb(scores.clone(), requests, paths, drawn))
         rated = scores.gather(1, chosen[:, None]).flatten() - scores.logsumexp(-1)
         return chosen.tolist(), rated.tolist()
 
     def _choose_at_once(
-        self, logits: Tensor, requests: Sequence[Request], paths: Sequence[list[int]], rate: bool
+        self, logits: Tensor, requests: Sequence[Request], paths: Sequence[list[int]], rate: bool, free: bool
     ) -> tuple[Tensor, Tensor] | None:
         """Tokens and, if asked for, their log-probabilities, where only temperatures and seeds act on the logits and
         one call serves for all rows; else None."""
-        heats = [heat for request in requests if (heat := request.params.heat) is not None]
+        params = [request.params for request in requests]
+        heats = [heat for p in params if (heat := p.free_heat if free else p.heat) is not None]
         if len(heats) < len(requests):
             return None
         if not any(heats):
@@ -78,13 +82,13 @@ class Sampler:
         return native.choose(logits.contiguous(), places, heats, hashes, rate)
 
     def _scores(
-        self, logits: Tensor, requests: Sequence[Request], paths: Sequence[list[int]]
+        self, logits: Tensor, requests: Sequence[Request], paths: Sequence[list[int]], free: bool
     ) -> tuple[Tensor, list[int]]:
         """What is chosen from, in a new tensor, and which rows are drawn at random: these are divided by their
         temperatures and cut."""
         scores = logits.to(torch.float32, copy=True)
         self._edit(scores, requests, paths)
-        _mask(scores, requests, paths)
+        _mask(scores, requests, paths, free)
         drawn = [i for i, request in enumerate(requests) if not request.params.greedy]
         if drawn:
             params = [requests[i].params for i in drawn]
@@ -126,9 +130,19 @@ class Sampler:
         return scores
 
 
-def _mask(scores: Tensor, requests: Sequence[Request], paths: Sequence[list[int]]) -> None:
-    """What the grammars forbid becomes -inf, in place."""
-    asked = [(i, grammar.mask(paths[i])) for i, r in enumerate(requests) if (grammar := r.grammar) is not None]
+def mask_can_wait(params: SamplingParams) -> bool:
+    """Whether the best of all tokens is the best of the allowed ones, if it is one of them: no cut depends on what is
+    allowed, and no score is so low that `_ALLOWED` raises it."""
+    return params.free_heat is not None
+
+
+def _mask(scores: Tensor, requests: Sequence[Request], paths: Sequence[list[int]], free: bool) -> None:
+    """What the grammars forbid becomes -inf, in place; free: unless it can wait."""
+    asked = [
+        (i, grammar.mask(paths[i]))
+        for i, r in enumerate(requests)
+        if (grammar := r.grammar) is not None and not (free and mask_can_wait(r.params))
+    ]
     if asked:
         rows, masks = [list(part) for part in zip(*asked, strict=True)]
         bad = torch.from_numpy(forbidden(masks, scores.shape[1])).to(scores.device)

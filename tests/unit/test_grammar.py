@@ -5,77 +5,25 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import regex
 import torch
+from grammar_tools import EOS, FORMS, SCHEMA, VOCAB, allowed, counted, grammars, start, tokenizer, walk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import tiny_tokenizer
 from paceline import LLM, SamplingParams, StructuredOutputsParams, UserError
-from paceline.grammar import KEPT, Grammar, Grammars, forbidden
+from paceline.grammar import KEPT, Grammars
 from paceline.request import FORCED, Request
 from paceline.sampling import Sampler
 from paceline.spec.forced import with_forced
 from paceline.spec.proposal import Proposal
 from paceline.structured import MAX_LENGTH
-from paceline.tokenizer import Tokenizer
 
-VOCAB, EOS = 320, 1
 WORDS = st.text(alphabet="onetwhrfi ", min_size=1, max_size=9)
-SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        "name": {"type": "string", "maxLength": 6},
-        "age": {"type": "integer", "minimum": 0, "maximum": 99},
-        "words": {"type": "array", "items": {"enum": ["one", "two"]}, "minItems": 1, "maxItems": 2},
-    },
-    "required": ["name", "age", "words"],
-    "additionalProperties": False,
-}
-CHARACTER = r'(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))'
-SHAPE = rf'\{{"name":"{CHARACTER}{{0,6}}","age":\d{{1,2}},"words":\["(?:one|two)"(?:,"(?:one|two)")?\]\}}'
-FORMS: list[tuple[StructuredOutputsParams, str]] = [
-    (StructuredOutputsParams(json=SCHEMA), SHAPE),
-    (StructuredOutputsParams(regex=r"[a-z]{2,5} (one|two)? ?[0-9]{3}"), r"[a-z]{2,5} (one|two)? ?[0-9]{3}"),
-    (StructuredOutputsParams(choice=["the quick fox", "the lazy dog", "the"]), "the( quick fox| lazy dog)?"),
-    (StructuredOutputsParams(grammar='root ::= "one" (" two" | " three"){1,4} "."'), r"one( two| three){1,4}\."),
-    (StructuredOutputsParams(grammar='start: "a" (" b" | " c")* /[0-9]{2}/'), r"a( b| c)*[0-9]{2}"),
-]
-
-
-@cache
-def tokenizer() -> Tokenizer:
-    return Tokenizer(tiny_tokenizer())
-
-
-@cache
-def grammars() -> Grammars:
-    return Grammars(tokenizer(), VOCAB, [EOS])
-
-
-def start(**asked: Any) -> Grammar:
-    return grammars().start(StructuredOutputsParams(**asked))
-
-
-def allowed(grammar: Grammar, path: list[int]) -> set[int]:
-    return set(np.flatnonzero(~forbidden([grammar.mask(path)], VOCAB)[0]).tolist())
-
-
-def walk(grammar: Grammar, choices: list[int]) -> list[int]:
-    """The path on which each choice picks among the allowed tokens, until the end of a text."""
-    path: list[int] = []
-    for choice in choices:
-        found = sorted(allowed(grammar, path) - {EOS})
-        if not found:
-            break
-        path.append(found[choice % len(found)])
-    return path
 
 
 @settings(deadline=None)
@@ -328,26 +276,28 @@ def test_the_drafter_is_masked_too(llm: LLM, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_mask_is_computed_once_a_place() -> None:
-    grammar = start(choice=["one two three", "one six"])
-    computed = 0
-
-    class Counting:
-        """The matcher, with its masks counted."""
-
-        def __init__(self, matcher: Any) -> None:
-            self.matcher = matcher
-
-        def __getattr__(self, name: str) -> Any:
-            nonlocal computed
-            computed += name == "compute_bitmask"
-            return getattr(self.matcher, name)
-
-    grammar._matcher = Counting(grammar._matcher)  # type: ignore[assignment]
-    path = walk(start(choice=["one two three", "one six"]), [0, 0])
+    """And where a token is forced, never."""
+    grammar = start(choice=["one two three", "one six", "ten"])
+    calls = counted(grammar)
+    path = walk(start(choice=["one two three", "one six", "ten"]), [1, 0])
     for _ in range(3):
         for end in range(len(path) + 1):
             grammar.mask(path[:end])
-    assert computed == len(path) + 1
+    forced = sum(bool(grammar.forced(path[:end], 1)) for end in range(len(path) + 1))
+    assert calls["compute_bitmask"] == len(path) + 1 - forced > 0
     grammar.commit(path[0])
     grammar.mask([])
-    assert computed == len(path) + 2
+    assert calls["compute_bitmask"] <= len(path) + 2 - forced
+
+
+def test_what_was_looked_at_is_committed_for_nothing() -> None:
+    """The matcher goes on once for each token, however often it is asked."""
+    grammar = start(choice=["one two three", "one six", "ten"])
+    calls = counted(grammar)
+    path = walk(start(choice=["one two three", "one six", "ten"]), [1, 0, 0, 0])
+    for end, token in enumerate(path):
+        assert grammar.answer(path[:end], token) == grammar.answer(path[:end], token) == token
+    for token in path:
+        grammar.commit(token)
+    assert calls["try_consume_tokens"] == len(path)
+    assert not calls["consume_token"] and not calls["rollback"]

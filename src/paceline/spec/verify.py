@@ -7,12 +7,14 @@ decoding whatever was drafted. (Gumbel coupling: Daliri, Musco, Suresh 2024, arX
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 from torch import Tensor
 
 from paceline.kernels import best_token
 from paceline.request import Request
 from paceline.sampling import Sampler, top_logprobs
+from paceline.spec.constrained import Choices
 from paceline.spec.proposal import Proposal, Verdict
 
 
@@ -30,7 +32,9 @@ def verify(proposal: Proposal, logits: Tensor, requests: Sequence[Request], samp
         chosen = best_token(logits).tolist()
     else:
         owners = [request for request, count in zip(requests, proposal.counts, strict=True) for _ in range(count)]
-        chosen = sampler.choose(logits, owners, drafts.node_paths()).tolist()
+        choices = Choices(sampler, logits, owners, drafts.node_paths())
+        drafts.settle(choices, [r for r, request in enumerate(requests) if request.grammar is not None])
+        chosen = choices.tokens
     paths, emitted, taken_rows, row = [], [], [], 0
     for r, count in enumerate(proposal.counts):
         mine = chosen[row : row + count]
@@ -54,16 +58,30 @@ class _Drafts:
 
     def walk(self, r: int, chosen: list[int]) -> list[int]:
         """Nodes of request r that agree with what the target chose after each node, from the root on."""
-        tokens, count, parents = self.tokens[r], self.counts[r], self.parents
-        path = [0]
-        if parents is None:
+        tokens, count, path = self.tokens[r], self.counts[r], [0]
+        if self.parents is None:
             while (node := len(path)) < count and tokens[node] == chosen[node - 1]:
                 path.append(node)
             return path
-        for node in range(1, count):  # parents come before children, so one pass finds the whole path
-            if parents[r][node] == path[-1] and tokens[node] == chosen[path[-1]]:
-                path.append(node)
+        while (child := self.child(r, path[-1], chosen[path[-1]])) is not None:
+            path.append(child)
         return path
+
+    def child(self, r: int, node: int, token: int) -> int | None:
+        """The first child of that node of request r that is this token."""
+        tokens, count = self.tokens[r], self.counts[r]
+        if self.parents is None:
+            return node + 1 if node + 1 < count and tokens[node + 1] == token else None
+        parents = self.parents[r]
+        return next((n for n in range(node + 1, count) if parents[n] == node and tokens[n] == token), None)
+
+    def settle(self, choices: Choices, asked: list[int]) -> None:
+        """The choices of those requests, as far as a walk will go: each is settled before its child is known."""
+        firsts, going = list(accumulate(self.counts, initial=0)), dict.fromkeys(asked, 0)
+        while going:
+            choices.settle([firsts[r] + node for r, node in going.items()])
+            found = {r: self.child(r, node, choices.tokens[firsts[r] + node]) for r, node in going.items()}
+            going = {r: node for r, node in found.items() if node is not None}
 
     def after(self, r: int, node: int) -> int | None:
         """The first draft of request r right after that node, None when there is none."""

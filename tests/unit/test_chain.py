@@ -62,8 +62,12 @@ def assert_same(one: MTPDrafter, other: MTPDrafter) -> None:
             assert torch.equal(torch.cat([one.kept[0, :0], *a.features]), torch.cat([one.kept[0, :0], *b.features]))
 
 
-def compare(loaded: Loaded, config: EngineConfig, prompts: list[list[int]], seed: int, heat: float) -> tuple[int, int]:
-    """Steps both ways, side by side. How often the call served, and how many drafts were right."""
+def compare(
+    loaded: Loaded, config: EngineConfig, prompts: list[list[int]], seed: int, heats: list[float | None]
+) -> tuple[int, int]:
+    """Steps both ways, side by side. How often the call served, and how many drafts were right.
+
+    heats: temperatures, in turn; None: the request has a penalty too, which the call is not for."""
     engines = [loaded.engine(config) for _ in range(2)]
     short, long = map(drafter_of, engines)
     chain, served = short.chain, 0
@@ -81,7 +85,9 @@ def compare(loaded: Loaded, config: EngineConfig, prompts: list[list[int]], seed
     for engine in engines:
         engine.policy.policy = Widths(seed)
         for i, prompt in enumerate(prompts):
-            params = SamplingParams(max_tokens=20, ignore_eos=True, temperature=heat if i == 3 else 0, seed=1)
+            heat = heats[i % len(heats)]
+            how = {"presence_penalty": 0.5, "temperature": 1.0} if heat is None else {"temperature": heat}
+            params = SamplingParams(max_tokens=20, ignore_eos=True, seed=seed + i, **how)
             requests += engine.add_request(str(i), prompt, params)
     while engines[0].has_unfinished:
         for engine in engines:
@@ -101,15 +107,21 @@ modes: list[dict[str, Any]] = [
 
 
 @settings(max_examples=15, deadline=None)
-@given(prompts=prompts, mode=st.sampled_from(modes), seed=st.integers(0, 2**20), heat=st.sampled_from([0.0, 0.0, 1.0]))
+@given(
+    prompts=prompts,
+    mode=st.sampled_from(modes),
+    seed=st.integers(0, 2**62),
+    heats=st.sampled_from([[0.0], [0.0], [0.7], [0.0, 1.0, 2.5], [0.0, 1.0, 0.0, None]]),
+)
 def test_one_call_leaves_what_a_call_a_module_leaves(
-    loaded: Loaded, prompts: list[list[int]], mode: dict[str, Any], seed: int, heat: float
+    loaded: Loaded, prompts: list[list[int]], mode: dict[str, Any], seed: int, heats: list[float | None]
 ) -> None:
     """The prompts share their beginnings, so that blocks are found again."""
-    compare(loaded, replace(BASE, **mode), [prompts[0][:20] + prompt for prompt in prompts], seed, heat)
+    compare(loaded, replace(BASE, **mode), [prompts[0][:20] + prompt for prompt in prompts], seed, heats)
 
 
-def test_the_comparison_compares(loaded: Loaded) -> None:
+@pytest.mark.parametrize("heats", [[0.0], [0.3, 0.0]], ids=str)
+def test_the_comparison_compares(loaded: Loaded, heats: list[float | None]) -> None:
     """The call serves, some drafts are right and some are not."""
-    served, right = compare(loaded, BASE, [list(range(10 + i, 20 + 5 * i)) for i in range(4)], 5, 0.0)
+    served, right = compare(loaded, BASE, [list(range(10 + i, 20 + 5 * i)) for i in range(4)], 5, heats)
     assert served > 5 and right > 5

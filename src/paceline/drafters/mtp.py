@@ -240,9 +240,10 @@ class MTPDrafter:
 
     def draft_at_once(self, tracks: list[Track]) -> bool:
         """As `draft`, by compiled code from the first module to the last, and then what `run` notes of each module.
-        False where that does not serve: only plain greedy choices, and few rows, for all outputs are one tensor."""
+        False where that does not serve: only choices from the logits as they are, and few rows, for all outputs are
+        one tensor."""
         tracks.sort(key=lambda track: -track.width)
-        if self.chain is None or not all(track.request.params.heat == 0 for track in tracks):
+        if self.chain is None or any(track.request.params.heat is None for track in tracks):
             return False
         asked = [as_asked(track) for track in tracks]
         counts = [a.counts for a in asked]
@@ -331,4 +332,5 @@ class MTPDrafter:
 def as_asked(track: Track) -> Asked:
     strands = track.strands[: track.width]
     firsts = [max(d, strand.first) for d, strand in enumerate(strands, 1)]
-    return Asked(track.width, track.request.tokens, [strand.start for strand in strands], firsts, track.blocks)
+    request, starts = track.request, [strand.start for strand in strands]
+    return Asked(track.width, request.tokens, starts, firsts, track.blocks, request.seed, request.params.heat or 0.0)

@@ -7,6 +7,7 @@
 #include "native.h"
 
 enum { FEW_ROWS = 4, MANY_ROWS = 16 }; /* of a request in a tile; as in heads.py */
+enum { MANY = 1 << 16 };               /* logits; as in native.py */
 
 /* head [vocab, hidden] as bf16_linear reads it, bias [vocab] or none; pool: where the module keeps what it reads. */
 typedef struct {
@@ -15,15 +16,18 @@ typedef struct {
     bf16 *pool;
 } Depth;
 
-/* block_size slots in a block; heads: those of attention, whose work is shared out from `shared` on. */
+/* hashes [vocab]: of the token ids; block_size slots in a block; heads: those of attention, whose work is shared out from
+ * `shared` on. */
 typedef struct {
     const Depth *depths;
+    const int32_t *hashes;
     long count, hidden, vocab, block_size, heads, shared;
 } Chain;
 
-/* One request: `length` committed tokens, those from place `known` on at tokens + token; its blocks at blocks + table. */
+/* One request: `length` committed tokens, those from place `known` on at tokens + token; its blocks at blocks + table.
+ * seed: of its noise. */
 typedef struct {
-    int64_t width, length, known, token, table;
+    int64_t width, length, known, token, table, seed;
 } Asked;
 
 /* A module's rows of a request begin at slot `start`; it sees those from `first` on. Features wait for the rows before
@@ -81,17 +85,17 @@ static const bf16 *lay_pass(const Chain *m, const Work *w, long t, long left, in
 }
 
 /* Drafts for `asked` requests in order of falling width, of each as many as its width; beyond the last module that one
- * drafts again from its own output. blocks: with room for 4 * asked + 1 numbers before them. carried: the features that
- * wait, depth by depth; outputs: those of all rows, one depth behind the other. most: rows of a depth. scratch: as
- * attend_heads takes it, for the last place of all. room: chain.py counts it. */
+ * drafts again from its own output. blocks: with room for 4 * asked + 1 numbers before them. heats [asked]: as `choose`
+ * takes them. carried: the features that wait, depth by depth; outputs: those of all rows, one depth behind the other.
+ * most: rows of a depth. scratch: as attend_heads takes it, for the last place of all. room: chain.py counts it. */
 void draft_chain(const Chain *m, const Asked *requests, const Way *ways, const int64_t *tokens, int64_t *blocks,
-                 const bf16 *carried, bf16 *outputs, int64_t *drafts, float *scratch, void *room, long asked, long most,
-                 int threads) {
+                 const float *heats, const bf16 *carried, bf16 *outputs, int64_t *drafts, float *scratch, void *room,
+                 long asked, long most, int threads) {
     long hidden = m->hidden, left = asked;
     int64_t *columns = room;
     const bf16 **ends = (const bf16 **)(columns + 3 * most);
-    float *rated = (float *)(ends + asked);
-    bf16 *features = (bf16 *)(rated + 2 * asked), *last = features + most * hidden, *logits = last + asked * hidden;
+    uint64_t *places = (uint64_t *)(ends + asked);
+    bf16 *features = (bf16 *)(places + 2 * asked), *last = features + most * hidden, *logits = last + asked * hidden;
     void *inner = logits + asked * m->vocab;
     const Work w = {requests, ways,           tokens,             blocks, drafts,  asked,
                     columns,  columns + most, columns + 2 * most, ends,   features};
@@ -105,9 +109,11 @@ void draft_chain(const Chain *m, const Asked *requests, const Way *ways, const i
         for (long r = 0; r < left; r++) {
             ends[r] = outputs + pass.numbers[r + 1] * hidden;
             memcpy(last + r * hidden, ends[r] - hidden, hidden * sizeof *last);
+            places[2 * r] = (uint64_t)requests[r].seed, places[2 * r + 1] = (uint64_t)(requests[r].length + t - 1);
         }
         bf16_linear(last, depth->head, depth->bias, logits, left, hidden, m->vocab, threads);
-        best_of(logits, drafts + (t - 1) * asked, rated, left, m->vocab);
+        choose(logits, places, heats, m->hashes, drafts + (t - 1) * asked, 0, left, m->vocab,
+               left * m->vocab >= MANY ? threads : 1);
         outputs += pass.rows * hidden;
     }
 }

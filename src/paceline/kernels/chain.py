@@ -14,6 +14,7 @@ from torch import Tensor
 from paceline.kernels import heads, latent, native
 from paceline.kernels.layer import PackedModule
 from paceline.kernels.linear import BLOCK
+from paceline.kernels.reference import token_hashes
 
 _POINTER, _LONG = ctypes.c_void_p, ctypes.c_long
 
@@ -29,13 +30,15 @@ class Depth(NamedTuple):
 
 class Asked(NamedTuple):
     """A request that wants `width` drafts behind its committed tokens. starts, firsts: of each module that drafts, the
-    slot where its rows begin, and the first that it sees."""
+    slot where its rows begin, and the first that it sees. heat: the temperature, 0 for greedy drafts."""
 
     width: int
     tokens: list[int]
     starts: list[int]
     firsts: list[int]
     blocks: list[int]
+    seed: int
+    heat: float
 
     @property
     def counts(self) -> list[int]:
@@ -61,6 +64,7 @@ class _Chain(ctypes.Structure):
 
     _fields_ = (
         ("depths", _POINTER),
+        ("hashes", _POINTER),
         *((name, _LONG) for name in ("count", "hidden", "vocab", "block_size", "heads", "shared")),
     )
 
@@ -76,11 +80,12 @@ class Chain:
         self.hidden, self.vocab = layers[0].hidden, BLOCK * depths[0].head.shape[0]
         self.structs = (_Depth * len(depths))(*(_struct(depth) for depth in depths))
         sizes = (self.hidden, self.vocab, block_size, layers[0].half.shape.heads, 4 * latent.SHARED_AT_LEAST)
-        self.struct = _Chain(ctypes.addressof(self.structs), len(depths), *sizes)
+        self.hashes = token_hashes(self.vocab, torch.device("cpu"))
+        self.struct = _Chain(ctypes.addressof(self.structs), self.hashes.data_ptr(), len(depths), *sizes)
         self.where = ctypes.addressof(self.struct)
         self.once = max(layer.once for layer in layers)
         self.per_row = 3 * 8 + 2 * self.hidden + max(depth.module.room for depth in depths)
-        self.per_request = 2 * 8 + 2 * self.hidden + 2 * self.vocab
+        self.per_request = 3 * 8 + 2 * self.hidden + 2 * self.vocab
 
     def __call__(self, asked: Sequence[Asked], counts: list[list[int]], carried: Tensor) -> Made:
         """asked: in order of falling width, of at least 1; counts: theirs. carried [.., hidden]: the features that
@@ -95,11 +100,11 @@ class Chain:
         outputs = torch.empty(sum(rows) + beyond, self.hidden, dtype=torch.bfloat16)
         room = torch.empty(max(rows) * self.per_row + requests * self.per_request + self.once, dtype=torch.uint8)
         scratch, drafts = heads.scratch_for(longest, threads), array("q", bytes(8 * width * requests))
-        numbers, offsets = _numbers(asked)
+        heats, (numbers, offsets) = array("f", [a.heat for a in asked]), _numbers(asked)
         lists = [numbers.buffer_info()[0] + 8 * offset for offset in offsets]
         native.call(
-            "draft_chain", self.where, *lists, carried.data_ptr(), outputs.data_ptr(), drafts.buffer_info()[0],
-            scratch.data_ptr(), room.data_ptr(), requests, max(rows), threads,
+            "draft_chain", self.where, *lists, heats.buffer_info()[0], carried.data_ptr(), outputs.data_ptr(),
+            drafts.buffer_info()[0], scratch.data_ptr(), room.data_ptr(), requests, max(rows), threads,
         )  # fmt: skip
         by_part = [some[d] for d in range(len(rows)) for some in counts if len(some) > d]
         return iter(outputs.split_with_sizes([*by_part, beyond])), drafts.tolist()
@@ -112,7 +117,7 @@ def _numbers(asked: Sequence[Asked]) -> tuple[array[int], tuple[int, int, int, i
     blocks: list[int] = []
     for a in asked:
         known = min(len(a.tokens), *a.starts)
-        about += (a.width, len(a.tokens), known, len(tokens), len(blocks))
+        about += (a.width, len(a.tokens), known, len(tokens), len(blocks), a.seed)
         tokens += a.tokens[known:]
         blocks += a.blocks
     for d in range(len(asked[0].starts)):
@@ -120,7 +125,7 @@ def _numbers(asked: Sequence[Asked]) -> tuple[array[int], tuple[int, int, int, i
             about += (a.starts[d], a.firsts[d]) if d < len(a.starts) else (0, 0)
     tables = [0] * (4 * len(asked) + 1)  # where chain.c writes those of each depth
     numbers = array("q", [*about, *tokens, *tables, *blocks])
-    return numbers, (0, 5 * len(asked), len(about), len(numbers) - len(blocks))
+    return numbers, (0, 6 * len(asked), len(about), len(numbers) - len(blocks))
 
 
 def pack_chain(depths: Sequence[Depth | None], block_size: int) -> Chain | None:

@@ -45,7 +45,7 @@ SIGNATURES = {
     "mla": [_POINTER] * 9,
     "decoder_layer": [_POINTER] * 8,
     "mtp_module": [_POINTER] * 8,
-    "draft_chain": [_POINTER] * 10 + [_LONG] * 2 + [ctypes.c_int],
+    "draft_chain": [_POINTER] * 11 + [_LONG] * 2 + [ctypes.c_int],
     "int8_linear": [_POINTER] * 5 + [_LONG] * 3 + [ctypes.c_int],
 }
 

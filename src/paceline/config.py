@@ -103,7 +103,8 @@ class EngineConfig:
     """How the engine runs. `num_blocks` None: as many as `max_num_seqs` requests of `max_model_len` need, within
     reason. `mtp_modules` None: one module for each drafted token, as far as the checkpoint has them;
     fewer are fed their own output. `draft_model`: where the MTP modules are, a directory or a Hugging Face id; None:
-    in the target's own checkpoint. `draft_quantization`: int8, fp8 or none for them; None: as the target.
+    in the target's own checkpoint. `draft_quantization`: int8, fp8 or none for them; "auto": int8
+    where a module is one compiled call, else as the target; None: as the target, whatever is faster.
     `drafter`: a name, or several with commas between them, of which the first is that of requests that name none.
     `num_speculative_tokens` "auto": as many as pay, request by request and step by step, none if none does.
     `latency_weight` then says whose time counts: 0 that of all tokens together, 1 that of each request, slow ones too.
@@ -115,7 +116,7 @@ class EngineConfig:
     latency_weight: float = 0.0
     mtp_modules: int | None = None
     draft_model: str | None = None
-    draft_quantization: str | None = None
+    draft_quantization: str | None = AUTO
     ngram_min: int = 2
     ngram_max: int = 4
     block_size: int = 16

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from conftest import write_tiny
 from paceline.config import EngineConfig
@@ -62,6 +63,13 @@ def assert_same(one: MTPDrafter, other: MTPDrafter) -> None:
             assert torch.equal(torch.cat([one.kept[0, :0], *a.features]), torch.cat([one.kept[0, :0], *b.features]))
 
 
+def few_words(head: Tensor) -> None:
+    """Few tokens are ever chosen, so that some drafts are right. head [vocab / 32, hidden / 2, 32, 2], or of codes
+    [vocab / 32, bytes], of which the second 128 bytes are scales."""
+    factors = head[:, 128:256].view(torch.float32)[:, None, :, None] if head.dtype == torch.int8 else head
+    factors[0, :, 3:], factors[1:] = 0, 0
+
+
 def compare(
     loaded: Loaded, config: EngineConfig, prompts: list[list[int]], seed: int, heats: list[float | None]
 ) -> tuple[int, int]:
@@ -71,9 +79,9 @@ def compare(
     engines = [loaded.engine(config) for _ in range(2)]
     short, long = map(drafter_of, engines)
     chain, served = short.chain, 0
-    assert chain is not None and loaded.target.lm_head.packed is not None
-    for head in (chain.depths[0].head, loaded.target.lm_head.packed):  # [vocab / 32, hidden / 2, 32, 2]
-        head[0, :, 3:], head[1:] = 0, 0  # few tokens are ever chosen, so that some drafts are right
+    assert chain is not None and long.chain is not None and loaded.target.lm_head.packed is not None
+    for head in (chain.depths[0].head, long.chain.depths[0].head, loaded.target.lm_head.packed):
+        few_words(head)
 
     def counted(*args: Any) -> Any:
         nonlocal served
@@ -99,6 +107,7 @@ def compare(
 prompts = st.lists(st.lists(st.integers(4, 300), min_size=1, max_size=40), min_size=1, max_size=6)
 modes: list[dict[str, Any]] = [
     {},
+    {"draft_quantization": "none"},
     {"mtp_modules": 1},
     {"max_num_batched_tokens": 9},
     {"num_blocks": 13, "max_model_len": 80},  # too few for everyone: preemptions
@@ -121,7 +130,11 @@ def test_one_call_leaves_what_a_call_a_module_leaves(
 
 
 @pytest.mark.parametrize("heats", [[0.0], [0.3, 0.0]], ids=str)
-def test_the_comparison_compares(loaded: Loaded, heats: list[float | None]) -> None:
-    """The call serves, some drafts are right and some are not."""
-    served, right = compare(loaded, BASE, [list(range(10 + i, 20 + 5 * i)) for i in range(4)], 5, heats)
+@pytest.mark.parametrize(("kind", "dtype"), [("auto", torch.int8), ("none", torch.bfloat16)])
+def test_the_comparison_compares(loaded: Loaded, heats: list[float | None], kind: str, dtype: torch.dtype) -> None:
+    """The call serves, in int8 or in bf16, some drafts are right and some are not."""
+    config = replace(BASE, draft_quantization=kind)
+    chain = drafter_of(loaded.engine(config)).chain
+    assert chain is not None and {depth.head.dtype for depth in chain.depths} == {dtype}
+    served, right = compare(loaded, config, [list(range(10 + i, 20 + 5 * i)) for i in range(4)], 5, heats)
     assert served > 5 and right > 5

@@ -1,5 +1,9 @@
 /* bf16 to float and back. */
 #pragma once
+/* For processors that multiply bf16 and int8, but have no tiles of their own (oneDNN is better at those). */
+#if defined(__AVX512BF16__) && defined(__AVX512VNNI__) && !defined(__AMX_BF16__)
+#define TILES
+#endif
 #include <stdint.h>
 #include <string.h>
 

@@ -3,17 +3,20 @@
  * each depth is a call of its own. No state, no allocation. */
 #include "bf16.h"
 
-#if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
+#ifdef TILES
 #include "native.h"
 
 enum { FEW_ROWS = 4, MANY_ROWS = 16 }; /* of a request in a tile; as in heads.py */
 enum { MANY = 1 << 16 };               /* logits; as in native.py */
 
-/* head [vocab, hidden] as bf16_linear reads it, bias [vocab] or none; pool: where the module keeps what it reads. */
+/* head [vocab, hidden] as packed_linear reads it, with codes or not, bias [vocab] or none; pool: where the module keeps
+ * what it reads. */
 typedef struct {
     const Module *module;
-    const bf16 *head, *bias;
+    const void *head;
+    const bf16 *bias;
     bf16 *pool;
+    long codes;
 } Depth;
 
 /* hashes [vocab]: of the token ids; block_size slots in a block; heads: those of attention, whose work is shared out from
@@ -111,7 +114,7 @@ void draft_chain(const Chain *m, const Asked *requests, const Way *ways, const i
             memcpy(last + r * hidden, ends[r] - hidden, hidden * sizeof *last);
             places[2 * r] = (uint64_t)requests[r].seed, places[2 * r + 1] = (uint64_t)(requests[r].length + t - 1);
         }
-        bf16_linear(last, depth->head, depth->bias, logits, left, hidden, m->vocab, threads);
+        packed_linear(last, depth->head, depth->bias, logits, left, hidden, m->vocab, (int)depth->codes, threads);
         choose(logits, places, heats, m->hashes, drafts + (t - 1) * asked, 0, left, m->vocab,
                left * m->vocab >= MANY ? threads : 1);
         outputs += pass.rows * hidden;

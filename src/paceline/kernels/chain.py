@@ -51,12 +51,13 @@ class Asked(NamedTuple):
 class _Depth(ctypes.Structure):
     """`Depth` of chain.c."""
 
-    _fields_ = tuple((name, _POINTER) for name in ("module", "head", "bias", "pool"))
+    _fields_ = (*((name, _POINTER) for name in ("module", "head", "bias", "pool")), ("codes", _LONG))
 
 
 def _struct(depth: Depth) -> _Depth:
     module, *tensors = depth
-    return _Depth(module.where, *(None if tensor is None else tensor.data_ptr() for tensor in tensors))
+    pointers = (None if tensor is None else tensor.data_ptr() for tensor in tensors)
+    return _Depth(module.where, *pointers, depth.head.dtype == torch.int8)
 
 
 class _Chain(ctypes.Structure):

@@ -3,7 +3,7 @@
  * others. No state, no allocation. */
 #include "bf16.h"
 
-#if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
+#ifdef TILES
 #include "native.h"
 
 /* attention: as mla reads it. router [experts, hidden], bias [experts], gate_up, down: as route and gated_experts read
@@ -12,15 +12,18 @@ typedef struct {
     const HalfLayer *attention;
     const bf16 *router;
     const float *bias;
-    const bf16 *gate_up, *down;
-    long hidden, experts, all, top, width, normalise;
+    const void *gate_up, *down;
+    long hidden, experts, all, top, width, normalise, codes;
     float scaling;
 } Layer;
 
-/* A layer between embedding and state, and a norm: cos, sin [places, half] by position. */
+/* A layer between embedding and state, and a norm: cos, sin [places, half] by position. join: as packed_linear reads it,
+ * with codes if the layer has them. */
 struct Module {
     const Layer *layer;
-    const bf16 *table, *token_norm, *state_norm, *join, *norm;
+    const bf16 *table, *token_norm, *state_norm;
+    const void *join;
+    const bf16 *norm;
     const float *cos, *sin;
     long places, half, states_first;
     float eps;
@@ -37,7 +40,7 @@ void decoder_layer(const Layer *m, const Pass *p, bf16 *pool, const bf16 *x, con
     if (m->experts)
         route(normed, m->router, m->bias, shares, rows, m->experts, m->hidden, m->top, (int)m->normalise, m->scaling, 1);
     gated_experts(normed, shares, m->gate_up, m->down, added, inner, sums, numbers, rows, m->hidden, m->width, m->experts,
-                  m->all, p->threads);
+                  m->all, (int)m->codes, p->threads);
 #pragma omp simd
     for (long i = 0; i < count; i++) out[i] = down(up(out[i]) + up(added[i]));
 }
@@ -54,7 +57,7 @@ void mtp_module(const Module *m, const Pass *p, bf16 *pool, const int64_t *token
         memcpy(sin + r * m->half, m->sin + place * m->half, m->half * sizeof *sin);
     }
     norm_pairs(tokens, m->table, states, m->token_norm, m->state_norm, pairs, rows, hidden, (int)m->states_first, m->eps);
-    bf16_linear(pairs, m->join, 0, x, rows, 2 * hidden, hidden, p->threads);
+    packed_linear(pairs, m->join, 0, x, rows, 2 * hidden, hidden, (int)m->layer->codes, p->threads);
     decoder_layer(m->layer, p, pool, x, cos, sin, y, y + rows * hidden);
     rms_norm(y, m->norm, out, rows, hidden, hidden, m->eps, 1);
 }

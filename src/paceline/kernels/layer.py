@@ -28,8 +28,8 @@ class Mixture(NamedTuple):
 
 
 class Join(NamedTuple):
-    """What lies around a module's layer: the embedding, the norms of token and state, eh_proj packed, the last norm;
-    cos and sin of all places [2, places, rope / 2]."""
+    """What lies around a module's layer: the embedding, the norms of token and state, eh_proj packed as the layer's
+    products are, the last norm; cos and sin of all places [2, places, rope / 2]."""
 
     table: Tensor
     token_norm: Tensor
@@ -46,7 +46,7 @@ class _Layer(ctypes.Structure):
 
     _fields_ = (
         *((name, _POINTER) for name in ("attention", "router", "bias", "gate_up", "down")),
-        *((name, _LONG) for name in ("hidden", "experts", "all", "top", "width", "normalise")),
+        *((name, _LONG) for name in ("hidden", "experts", "all", "top", "width", "normalise", "codes")),
         ("scaling", _FLOAT),
     )
 
@@ -69,7 +69,7 @@ class PackedLayer:
         (gate_up, down), router, bias, top, normalise, scaling = mixture
         everyone, width, experts = len(gate_up), 16 * gate_up.shape[1], 0 if router is None else len(router)
         pointers = (None if x is None else x.data_ptr() for x in (router, bias, gate_up, down))
-        sizes = (self.hidden, experts, everyone, top, width, normalise)
+        sizes = (self.hidden, experts, everyone, top, width, normalise, half.codes)
         self.struct = _Layer(half.where, *pointers, *sizes, scaling)
         self.where = ctypes.addressof(self.struct)
         pairs = top + everyone - experts  # of an expert and a row that chose it
@@ -108,4 +108,7 @@ class PackedModule:
 
 def pack_module(layer: PackedLayer, around: Join) -> PackedModule | None:
     """None where a part is kept in another dtype than the layer's."""
-    return PackedModule(layer, around) if all(x.dtype == torch.bfloat16 for x in around[:5]) else None
+    join = torch.int8 if layer.half.codes else torch.bfloat16
+    wanted = (torch.bfloat16,) * 3 + (join, torch.bfloat16)
+    alike = all(x.dtype == dtype for x, dtype in zip(around[:5], wanted, strict=True))
+    return PackedModule(layer, around) if alike else None

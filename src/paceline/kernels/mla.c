@@ -4,14 +4,18 @@
  * of the other files' functions, so a row has the same bits among any others. No state, no allocation. */
 #include "bf16.h"
 
-#if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
+#ifdef TILES
 #include "native.h"
 
-/* norms [hidden], latent_norm [rank]; the products' weights as bf16_linear reads them: in [heads * (nope + rope) + rank +
- * rope, hidden], kv [heads * nope, then heads * v; rank], out [hidden, heads * v]. */
+/* norms [hidden], latent_norm [rank]; the products' weights as packed_linear reads them, all with codes or none: in
+ * [heads * (nope + rope) + rank + rope, hidden], kv [heads * nope, then heads * v; rank], out [hidden, heads * v]. */
 struct HalfLayer {
-    const bf16 *norm, *in, *latent_norm, *kv, *out, *next_norm;
-    long hidden, heads, nope, rope, rank, v;
+    const bf16 *norm;
+    const void *in;
+    const bf16 *latent_norm;
+    const void *kv, *out;
+    const bf16 *next_norm;
+    long hidden, heads, nope, rope, rank, v, codes;
     float eps, latent_eps, scale;
 };
 
@@ -36,16 +40,16 @@ void mla(const HalfLayer *m, const Pass *pass, bf16 *pool, const bf16 *x, const 
     bf16 *first = room, *all = first + rows * m->hidden, *latents = all + rows * in, *made = latents + rows * m->rank,
          *mixed = made + rows * (keys + values), *added = mixed + rows * values;
     rms_norm(x, m->norm, first, rows, m->hidden, m->hidden, m->eps, 1);
-    bf16_linear(first, m->in, 0, all, rows, m->hidden, in, pass->threads);
+    packed_linear(first, m->in, 0, all, rows, m->hidden, in, (int)m->codes, pass->threads);
     rms_norm(all + queries, m->latent_norm, latents, rows, m->rank, in, m->latent_eps, 1);
-    bf16_linear(latents, m->kv, 0, made, rows, m->rank, keys + values, pass->threads);
+    packed_linear(latents, m->kv, 0, made, rows, m->rank, keys + values, (int)m->codes, pass->threads);
     for (long r = 0; r < rows; r++)
         keep_row(m, all + r * in, made + r * (keys + values), pool + pass->slots[r] * kept, cos + r * m->rope / 2,
                  sin + r * m->rope / 2);
     attend_heads(all, pool, pool + keys, pool + keys + m->rope, mixed, pass->numbers, pass->scratch, pass->requests,
                  m->heads, m->heads, in, m->nope, m->rope, m->v, kept, kept, pass->block_size, pass->longest, m->scale,
                  pass->tile, pass->attending);
-    bf16_linear(mixed, m->out, 0, added, rows, values, m->hidden, pass->threads);
+    packed_linear(mixed, m->out, 0, added, rows, values, m->hidden, (int)m->codes, pass->threads);
 #pragma omp simd
     for (long i = 0; i < rows * m->hidden; i++) sum[i] = down(up(x[i]) + up(added[i]));
     rms_norm(sum, m->next_norm, normed, rows, m->hidden, m->hidden, m->eps, 1);

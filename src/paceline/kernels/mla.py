@@ -83,7 +83,7 @@ class _HalfLayer(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in Weights._fields),
-        *((name, ctypes.c_long) for name in ("hidden", "heads", "nope", "rope", "rank", "v")),
+        *((name, ctypes.c_long) for name in ("hidden", "heads", "nope", "rope", "rank", "v", "codes")),
         *((name, ctypes.c_float) for name in ("eps", "latent_eps", "scale")),
     )
 
@@ -93,7 +93,9 @@ class HalfLayer:
 
     def __init__(self, shape: Shape, weights: Weights) -> None:
         self.shape, self.weights = shape, weights
-        self._struct = _HalfLayer(*(weight.data_ptr() for weight in weights), *astuple(shape))
+        self.codes = weights.w_in.dtype == torch.int8
+        sizes, constants = astuple(shape)[:6], astuple(shape)[6:]
+        self._struct = _HalfLayer(*(weight.data_ptr() for weight in weights), *sizes, self.codes, *constants)
         self.where, self._room = ctypes.addressof(self._struct), shape.room
 
     def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, paged: Paged) -> tuple[Tensor, Tensor]:
@@ -106,19 +108,16 @@ class HalfLayer:
         return total, normed
 
 
-def pack(shape: Shape, weights: Weights, pages: Pages) -> HalfLayer | None:
-    """None where the call is not for these sizes, or not for this machine: only bf16 on a CPU that multiplies it."""
+def pack(shape: Shape, weights: Weights, pages: Pages, codes: bool = False) -> HalfLayer | None:
+    """None where the call is not for these sizes, or not for this machine: only bf16 (or codes) on a CPU that
+    multiplies it."""
     s, w = shape, weights
-    here = hasattr(native.library(), "mla") and all(x.is_cpu and x.dtype == torch.bfloat16 for x in w)
+    norms = all(x.is_cpu and x.dtype == torch.bfloat16 for x in (w.norm, w.latent_norm, w.next_norm))
     whole = all(size % BLOCK == 0 for size in (s.nope, s.rope, s.v, s.rank, s.hidden))
-    if not here or not whole or s.rope > 2 * native.MAX_HALF_ROPE:
+    if not hasattr(native.library(), "mla") or not norms or not whole or s.rope > 2 * native.MAX_HALF_ROPE:
         return None
-    return HalfLayer(
-        shape, w._replace(w_in=_packed(w.w_in, pages), w_kv=_packed(w.w_kv, pages), w_out=_packed(w.w_out, pages))
-    )
-
-
-def _packed(weight: Tensor, pages: Pages) -> Tensor:
-    packed = pack_weight(weight)
-    assert packed is not None
-    return pages.keep(packed)
+    packed = [part for x in (w.w_in, w.w_kv, w.w_out) if (part := pack_weight(x, codes)) is not None]
+    if len(packed) < 3:
+        return None
+    w_in, w_kv, w_out = (pages.keep(part) for part in packed)
+    return HalfLayer(shape, w._replace(w_in=w_in, w_kv=w_kv, w_out=w_out))

@@ -1,7 +1,8 @@
 /* Gated MLPs in one call: the experts of a mixture that some row chose, each for its rows only, and those that all rows
  * share. A row's inner numbers are sums over pairs of inputs in order, and its outputs sums over pairs of inner numbers
- * in order, expert by expert: each in one place of one register, or kept in memory as it was there. So a row has the
- * same bits among any others, in any tile, on any number of threads. No state, no allocation. */
+ * in order, expert by expert: each in one place of one register, or kept in memory as it was there; or, in int8, of whole
+ * numbers, an expert's at a time. So a row has the same bits among any others, in any tile, on any number of threads. No
+ * state, no allocation. */
 #include "quick_exp.h"
 #include "tile.h"
 
@@ -10,12 +11,14 @@
 enum { WIDTH = OUTPUTS / 2 }; /* inner numbers a block makes: 16 gates beside 16 values */
 
 typedef struct {
-    const bf16 *x, *gate_up, *down;
+    const bf16 *x;
+    const byte *gate_up, *down;
     const float *shares;
     bf16 *out, *inner; /* inner: a row for each pair of an expert and a row that chose it, by experts */
     float *sums;       /* [hidden / 32, rows, 32] */
     int32_t *ends, *chosen; /* expert e owns the pairs ends[e - 1] .. ends[e]; the rows that chose it, in order */
     long rows, hidden, width, experts, all;
+    int codes;
 } Mixture;
 
 /* Sorts the pairs by expert. The experts behind the first `experts` are everybody's. */
@@ -32,15 +35,15 @@ static void sort_pairs(const Mixture *m) {
 static long first_pair(const Mixture *m, long e) { return e ? m->ends[e - 1] : 0; }
 
 /* The inner numbers of `rows` pairs: silu(gate) * value * share. */
-INSIDE void make_inner(const int rows, const Mixture *m, long expert, long pair, const bf16 *weight, const bf16 *fetch,
-                       long share, bf16 *out) {
+INSIDE void make_inner(const int codes, const int rows, const Mixture *m, long expert, long pair, const byte *weight,
+                       const byte *fetch, long share, bf16 *out) {
     const bf16 *x[ROWS];
     __m512 sums[ROWS][2];
     UNROLL for (int r = 0; r < rows; r++) {
         x[r] = m->x + m->chosen[pair + r] * m->hidden;
         sums[r][0] = sums[r][1] = _mm512_setzero_ps();
     }
-    multiply(rows, x, weight, m->hidden, fetch, share, sums);
+    multiply(codes, rows, x, weight, m->hidden, fetch, share, sums);
     UNROLL for (int r = 0; r < rows; r++) {
         float gates[WIDTH], values[WIDTH];
         float factor = expert < m->experts ? m->shares[m->chosen[pair + r] * m->experts + expert] : 1;
@@ -55,8 +58,8 @@ INSIDE void make_inner(const int rows, const Mixture *m, long expert, long pair,
 }
 
 /* Adds `rows` pairs' part of 32 outputs to what their rows' sums are. */
-INSIDE void add_outputs(const int rows, const Mixture *m, long pair, const bf16 *weight, const bf16 *fetch, long share,
-                        float *all) {
+INSIDE void add_outputs(const int codes, const int rows, const Mixture *m, long pair, const byte *weight,
+                        const byte *fetch, long share, float *all) {
     const bf16 *x[ROWS];
     __m512 sums[ROWS][2];
     UNROLL for (int r = 0; r < rows; r++) {
@@ -64,7 +67,7 @@ INSIDE void add_outputs(const int rows, const Mixture *m, long pair, const bf16 
         x[r] = m->inner + (pair + r) * m->width;
         sums[r][0] = _mm512_loadu_ps(at), sums[r][1] = _mm512_loadu_ps(at + OUTPUTS / 2);
     }
-    multiply(rows, x, weight, m->width, fetch, share, sums);
+    multiply(codes, rows, x, weight, m->width, fetch, share, sums);
     UNROLL for (int r = 0; r < rows; r++) {
         float *at = all + m->chosen[pair + r] * OUTPUTS;
         _mm512_storeu_ps(at, sums[r][0]), _mm512_storeu_ps(at + OUTPUTS / 2, sums[r][1]);
@@ -73,32 +76,40 @@ INSIDE void add_outputs(const int rows, const Mixture *m, long pair, const bf16 
 
 /* The blocks begin .. end - 1 of an expert's first or second product, for all its pairs: as many rows at once as stay in
  * the cache, in tiles as even as they can be. next: the weights that come after these. */
-static void run(const Mixture *m, long expert, int second, long begin, long end, const bf16 *next) {
-    long inputs = second ? m->width : m->hidden, outputs = second ? m->hidden : 2 * m->width, size = inputs * OUTPUTS;
+INSIDE void run_some(const int codes, const Mixture *m, long expert, int second, long begin, long end, const byte *next) {
+    long inputs = second ? m->width : m->hidden, blocks = second ? m->hidden / OUTPUTS : m->width / WIDTH;
+    long size = block_bytes(codes, inputs);
     long most = AT_ONCE / inputs > ROWS ? AT_ONCE / inputs / ROWS * ROWS : ROWS;
-    const bf16 *weights = (second ? m->down : m->gate_up) + expert * inputs * outputs;
+    const byte *weights = (second ? m->down : m->gate_up) + expert * blocks * size;
     for (long from = first_pair(m, expert), count; from < m->ends[expert]; from += count) {
         count = most < m->ends[expert] - from ? most : m->ends[expert] - from;
-        long tiles = (count + ROWS - 1) / ROWS, share = 2 * OUTPUTS / tiles;
+        long tiles = (count + ROWS - 1) / ROWS, share = STEP / tiles;
         for (long b = begin; b < end; b++) {
-            const bf16 *weight = weights + b * size;
-            const bf16 *fetch = b + 1 == end ? next : weight + (tiles == 1 && size > AHEAD ? AHEAD : size);
-            for (long t = 0, pair = from, stop; t < tiles; t++, pair = stop, fetch += share * inputs / 2) {
+            const byte *weight = weights + b * size;
+            const byte *fetch = b + 1 == end ? next : weight + (tiles == 1 && size > AHEAD ? AHEAD : size);
+            for (long t = 0, pair = from, stop; t < tiles; t++, pair = stop, fetch += share * steps_of(codes, inputs)) {
                 stop = from + count * (t + 1) / tiles;
                 if (second) {
                     float *sums = m->sums + b * m->rows * OUTPUTS;
 #define ADD(n) \
-    case n: add_outputs(n, m, pair, weight, fetch, share, sums); break;
+    case n: add_outputs(codes, n, m, pair, weight, fetch, share, sums); break;
                     FOR_ROWS(stop - pair, ADD)
                 } else {
                     bf16 *inner = m->inner + pair * m->width + b * WIDTH;
 #define MAKE(n) \
-    case n: make_inner(n, m, expert, pair, weight, fetch, share, inner); break;
+    case n: make_inner(codes, n, m, expert, pair, weight, fetch, share, inner); break;
                     FOR_ROWS(stop - pair, MAKE)
                 }
             }
         }
     }
+}
+
+static void run(const Mixture *m, long expert, int second, long begin, long end, const byte *next) {
+    if (m->codes)
+        run_some(1, m, expert, second, begin, end, next);
+    else
+        run_some(0, m, expert, second, begin, end, next);
 }
 
 /* The next expert that a row chose, or `all`. */
@@ -118,11 +129,18 @@ static void make_part(const Mixture *m, long part, long parts) {
     for (e = next_expert(m, -1); e < m->all && before < high; before += blocks * COST, e = next_expert(m, e)) {
         long begin = low > before ? (low - before + COST - 1) / COST : 0, end = (high - before + COST - 1) / COST;
         if (begin >= blocks) continue;
-        const bf16 *next = m->down + m->hidden / OUTPUTS * part / parts * m->width * OUTPUTS;
-        if (end >= blocks && next_expert(m, e) < m->all) next = m->gate_up + next_expert(m, e) * 2 * m->width * m->hidden;
+        const byte *next = m->down + m->hidden / OUTPUTS * part / parts * block_bytes(m->codes, m->width);
+        if (end >= blocks && next_expert(m, e) < m->all)
+            next = m->gate_up + next_expert(m, e) * blocks * block_bytes(m->codes, m->hidden);
         run(m, e, 0, begin, end < blocks ? end : blocks, next);
     }
 #undef COST
+}
+
+/* One thread's part of the inner numbers, to codes. */
+static void code_part(const Mixture *m, long part, long parts) {
+    long pairs = m->codes ? m->ends[m->all - 1] : 0;
+    for (long p = pairs * part / parts; p < pairs * (part + 1) / parts; p++) code_row(m->inner + p * m->width, m->width);
 }
 
 /* One thread's part of the outputs, of all experts. */
@@ -132,7 +150,7 @@ static void add_part(const Mixture *m, long part, long parts) {
     for (long e = next_expert(m, -1), next; e < m->all; e = next) {
         next = next_expert(m, e);
         long soon = next < m->all ? next : e;
-        run(m, e, 1, begin, end, m->down + (soon * m->hidden + begin * OUTPUTS) * m->width);
+        run(m, e, 1, begin, end, m->down + (soon * blocks + begin) * block_bytes(m->codes, m->width));
     }
     for (long b = begin; b < end; b++)
         for (long r = 0; r < m->rows; r++) {
@@ -145,15 +163,19 @@ static void add_part(const Mixture *m, long part, long parts) {
 
 /* x [rows, hidden] to out [rows, hidden]: the sum of each expert's down(silu(gate x) * up x * share) for those whose
  * share of the row is not 0, in order. shares [rows, experts]; the experts from `experts` on are everybody's, at 1.
- * gate_up [all, width / 16, hidden / 2, 32, 2], 16 gates beside 16 ups; down [all, hidden / 32, width / 2, 32, 2].
- * Room for P pairs of an expert and a row that chose it: inner P * width, numbers all + 1 + P; sums rows * hidden. */
-void gated_experts(const bf16 *x, const float *shares, const bf16 *gate_up, const bf16 *down, bf16 *out, bf16 *inner,
-                   float *sums, int32_t *numbers, long rows, long hidden, long width, long experts, long all, int threads) {
-    const Mixture m = {x,    gate_up, down,   shares,  out, inner, sums, numbers, numbers + all + 1,
-                       rows, hidden,  width, experts, all};
+ * gate_up [all, width / 16, a block of hidden inputs], 16 gates beside 16 ups; down [all, hidden / 32, a block of width
+ * inputs]; blocks and codes as packed_linear has them. Room for P pairs of an expert and a row that chose it: inner P *
+ * width, numbers all + 1 + P; sums rows * hidden. */
+void gated_experts(bf16 *x, const float *shares, const void *gate_up, const void *down, bf16 *out, bf16 *inner,
+                   float *sums, int32_t *numbers, long rows, long hidden, long width, long experts, long all, int codes,
+                   int threads) {
+    const Mixture m = {x,    gate_up, down,  shares,  out, inner, sums, numbers, numbers + all + 1,
+                       rows, hidden,  width, experts, all, codes};
+    for (long r = 0; codes && r < rows; r++) code_row(x + r * hidden, hidden);
     sort_pairs(&m);
     if (threads == 1) { /* a team of one would cost a microsecond */
         make_part(&m, 0, 1);
+        code_part(&m, 0, 1);
         add_part(&m, 0, 1);
         return;
     }
@@ -161,6 +183,8 @@ void gated_experts(const bf16 *x, const float *shares, const bf16 *gate_up, cons
     {
 #pragma omp for
         for (int t = 0; t < threads; t++) make_part(&m, t, threads);
+#pragma omp for
+        for (int t = 0; t < threads; t++) code_part(&m, t, threads);
 #pragma omp for
         for (int t = 0; t < threads; t++) add_part(&m, t, threads);
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -16,38 +17,50 @@ SHARED_AT_LEAST = 1 << 16  # numbers of the weights read below which waking othe
 
 
 class PackedExperts(NamedTuple):
-    """gate_up [A, width / 16, hidden / 2, 32, 2], 16 gates beside 16 ups; down [A, hidden / 32, width / 2, 32, 2]."""
+    """gate_up [A, width / 16, ..], 16 gates beside 16 ups, and down [A, hidden / 32, ..]: blocks as `pack_weight` has
+    them, both of numbers or both of codes."""
 
     gate_up: Tensor
     down: Tensor
 
 
-def pack_experts(gates: list[Tensor], ups: list[Tensor], downs: list[Tensor], pages: Pages) -> PackedExperts | None:
+def pack_experts(
+    gates: list[Tensor], ups: list[Tensor], downs: list[Tensor], pages: Pages, codes: bool = False
+) -> PackedExperts | None:
     """The experts' weights, each [width, hidden], [width, hidden] and [hidden, width], as `gated_experts` reads them.
-    None where the compiled call is not for them: only bf16 on a CPU that multiplies it, widths of whole blocks."""
+    None where the compiled call is not for them: only bf16 (or codes) on a CPU that multiplies it, widths of whole
+    blocks."""
     (width, hidden), half = gates[0].shape, BLOCK // 2
-    here = all(w.is_cpu and w.dtype == torch.bfloat16 for w in (*gates, *ups, *downs))
-    if not here or not hasattr(native.library(), "gated_experts") or width % half or hidden % BLOCK:
+    if not hasattr(native.library(), "gated_experts") or width % half or hidden % BLOCK:
         return None
-    gate_up = torch.empty(len(gates), width // half, hidden // 2, BLOCK, 2, dtype=torch.bfloat16)
-    down = torch.empty(len(gates), hidden // BLOCK, width // 2, BLOCK, 2, dtype=torch.bfloat16)
-    for e, (gate, up, back) in enumerate(zip(gates, ups, downs, strict=True)):
-        pairs = torch.stack((gate.view(-1, half, hidden), up.view(-1, half, hidden)), dim=1)
-        for to, weight in ((gate_up[e], pairs.view(2 * width, hidden)), (down[e], back)):
-            packed = pack_weight(weight)
-            assert packed is not None
-            to.copy_(packed)
-    return PackedExperts(pages.keep(gate_up), pages.keep(down))
+    pairs = (
+        torch.stack((gate.view(-1, half, hidden), up.view(-1, half, hidden)), dim=1).view(2 * width, hidden)
+        for gate, up in zip(gates, ups, strict=True)
+    )
+    gate_up, down = _packed(pairs, len(downs), codes), _packed(downs, len(downs), codes)
+    return None if gate_up is None or down is None else PackedExperts(pages.keep(gate_up), pages.keep(down))
+
+
+def _packed(weights: Iterable[Tensor], count: int, codes: bool) -> Tensor | None:
+    """All of them, one after the other."""
+    made: Tensor | None = None
+    for e, weight in enumerate(weights):
+        if (packed := pack_weight(weight, codes)) is None:
+            return None
+        made = packed.new_empty(count, *packed.shape) if made is None else made
+        made[e] = packed
+    return made
 
 
 def gated_experts(x: Tensor, shares: Tensor | None, chosen: int, packed: PackedExperts) -> Tensor:
     """x [T, hidden] to the sum over experts of down(silu(gate x) * up x * share) [T, hidden], in bf16. shares [T, E]
     float32, at most `chosen` of a row not 0: the first E experts' own; those behind them are everybody's, at 1. An
     expert that no row chose is not read; a row has the same bits among any others."""
-    (everyone, blocks, half_hidden), experts = packed.gate_up.shape[:3], 0 if shares is None else shares.shape[1]
-    rows, hidden, width = len(x), 2 * half_hidden, blocks * BLOCK // 2
+    (everyone, blocks), experts = packed.gate_up.shape[:2], 0 if shares is None else shares.shape[1]
+    (rows, hidden), width, codes = x.shape, blocks * BLOCK // 2, packed.down.dtype == torch.int8
     pairs = rows * (chosen + everyone - experts)
-    x, out = x.contiguous(), torch.empty(rows, hidden, dtype=x.dtype)
+    x = x.clone(memory_format=torch.contiguous_format) if codes else x.contiguous()  # rows become codes where they lie
+    out = torch.empty_like(x)
     sizes = (4 * rows * hidden, 2 * pairs * width, 4 * (everyone + 1 + pairs))  # bytes: sums, inner numbers, who chose
     scratch = torch.empty(sum(sizes), dtype=torch.uint8)
     sums, inner, numbers = accumulate((scratch.data_ptr(), *sizes[:2]))
@@ -55,6 +68,6 @@ def gated_experts(x: Tensor, shares: Tensor | None, chosen: int, packed: PackedE
     native.call(
         "gated_experts", x.data_ptr(), None if shares is None else shares.data_ptr(), packed.gate_up.data_ptr(),
         packed.down.data_ptr(), out.data_ptr(), inner, sums, numbers,
-        rows, hidden, width, experts, everyone, threads,
+        rows, hidden, width, experts, everyone, codes, threads,
     )  # fmt: skip
     return out

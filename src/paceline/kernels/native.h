@@ -2,8 +2,8 @@
 #include "bf16.h"
 
 void rms_norm(const bf16 *all, const bf16 *weight, bf16 *made, long rows, long n, long stride, float eps, int threads);
-void bf16_linear(const bf16 *x, const bf16 *weight, const bf16 *bias, bf16 *out, long rows, long inputs, long outputs,
-                 int threads);
+void packed_linear(bf16 *x, const void *weight, const bf16 *bias, bf16 *out, long rows, long inputs, long outputs,
+                   int codes, int threads);
 void attend_heads(const bf16 *q, const bf16 *keys, const bf16 *shared, const bf16 *values, bf16 *out,
                   const int64_t *numbers, float *scratch, long requests, long heads, long kv_heads, long q_stride,
                   long own, long rest, long v_dim, long k_stride, long v_stride, long block_size, long longest,
@@ -15,8 +15,9 @@ void norm_pairs(const int64_t *tokens, const bf16 *table, const bf16 *states, co
                 const bf16 *state_weight, bf16 *made, long rows, long n, int states_first, float eps);
 void route(const bf16 *all, const bf16 *weight, const float *bias, float *all_shares, long rows, long experts, long hidden,
            long top, int normalise, float scaling, int threads);
-void gated_experts(const bf16 *x, const float *shares, const bf16 *gate_up, const bf16 *down, bf16 *out, bf16 *inner,
-                   float *sums, int32_t *numbers, long rows, long hidden, long width, long experts, long all, int threads);
+void gated_experts(bf16 *x, const float *shares, const void *gate_up, const void *down, bf16 *out, bf16 *inner,
+                   float *sums, int32_t *numbers, long rows, long hidden, long width, long experts, long all, int codes,
+                   int threads);
 
 /* A pass over a paged cache, for all its layers: the slots of its rows, and what attend_heads takes. */
 typedef struct {

@@ -147,10 +147,14 @@ class MLA(nn.Module):
         return packed_linear(mixed.flatten(1), w_out)
 
     @property
+    def simple(self) -> bool:
+        """Whether the queries are one product."""
+        return self.rope.interleaved and self.sizes.q_lora_rank is None
+
+    @property
     def plain(self) -> bool:
-        """Whether the weights are numbers, not codes, and the queries one product."""
-        linear = (getattr(self, name, None) for name in ("q_proj", "kv_a_proj_with_mqa", "o_proj"))
-        return self.rope.interleaved and all(isinstance(part, Linear) for part in linear)
+        """That, and the weights are numbers, not codes."""
+        return self.simple and all(isinstance(x, Linear) for x in (self.q_proj, self.kv_a_proj_with_mqa, self.o_proj))
 
     def pack(self, pages: Pages) -> None:
         """Multiplies W_uk into the query projection and W_uv into the output, where that is small: on the CPU a product
@@ -161,18 +165,18 @@ class MLA(nn.Module):
             w_in, w_out = (pack_weight(w) for w in self.fused_weights())
             self._fused = (w_in, w_out) if w_in is not None and w_out is not None else None
 
-    def with_norms(self, norm: RMSNorm, next_norm: RMSNorm, pages: Pages) -> mla.HalfLayer | None:
-        """norm, this, the sum and the norm behind it in one call, where heads are few."""
+    def with_norms(self, norm: RMSNorm, next_norm: RMSNorm, pages: Pages, codes: bool = False) -> mla.HalfLayer | None:
+        """norm, this, the sum and the norm behind it in one call, where heads are few. codes: as `pack_weight`."""
         s, latent_norm = self.sizes, self.kv_a_layernorm
-        if not self.few_heads or not self.plain or norm.eps != next_norm.eps:
+        if not self.few_heads or not (self.simple if codes else self.plain) or norm.eps != next_norm.eps:
             return None
         shape = mla.Shape(
             s.hidden_size, s.num_heads, s.nope, s.rope, s.kv_lora_rank, s.v, norm.eps, latent_norm.eps, self.scale
         )
-        w_in = torch.cat((self.q_proj.weight, self.kv_a_proj_with_mqa.weight))
+        w_in = torch.cat((self.q_proj.numbers(), self.kv_a_proj_with_mqa.numbers()))
         w_kv = torch.cat([w.flatten(0, 1) for w in self.up_projections()])
-        weights = (norm.weight, w_in, latent_norm.weight, w_kv, self.o_proj.weight, next_norm.weight)
-        return mla.pack(shape, mla.Weights(*weights), pages)
+        weights = (norm.weight, w_in, latent_norm.weight, w_kv, self.o_proj.numbers(), next_norm.weight)
+        return mla.pack(shape, mla.Weights(*weights), pages, codes)
 
     def fused_weights(self) -> tuple[Tensor, Tensor]:
         """in [(H + 1) * (rank + rope), hidden], with the scale in its queries; out [hidden, H * rank]. In float32."""

@@ -28,6 +28,10 @@ class Linear(nn.Module):
             return packed_linear(x, self.packed, self.bias)
         return F.linear(x, self.weight, self.bias)
 
+    def numbers(self) -> Tensor:
+        """The weight, whatever it is kept in."""
+        return self.weight
+
     def pack(self, pages: Pages) -> None:
         packed = pack_weight(self.weight)
         self.packed = None if packed is None else pages.keep(packed)
@@ -69,12 +73,13 @@ class GatedMLP(nn.Module):
         out: Tensor = self.down(gated(self.gate_up(x)))
         return out
 
-    def mixture(self, pages: Pages) -> Mixture | None:
-        """The same as experts, for a layer in one call: one that is everybody's."""
-        if not all(isinstance(part, Linear) and part.bias is None for part in (self.gate_up, self.down)):
+    def mixture(self, pages: Pages, codes: bool = False) -> Mixture | None:
+        """The same as experts, for a layer in one call: one that is everybody's. codes: as `pack_weight`."""
+        parts = (self.gate_up, self.down)
+        if any(part.bias is not None or not (codes or isinstance(part, Linear)) for part in parts):
             return None
-        gate, up = self.gate_up.weight.chunk(2)
-        packed = pack_experts([gate], [up], [self.down.weight], pages)
+        gate, up = self.gate_up.numbers().chunk(2)
+        packed = pack_experts([gate], [up], [self.down.numbers()], pages, codes)
         return None if packed is None else Mixture(packed)
 
     def weights(self) -> dict[str, Tensor]:

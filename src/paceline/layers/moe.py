@@ -146,25 +146,31 @@ class MoE(nn.Module):
         packed = [(g, d) for g, d in pairs if g is not None and d is not None]
         self._packed = packed if len(packed) == len(pairs) else None
 
-    def mixture(self, pages: Pages) -> Mixture | None:
-        """What this is, packed, for a layer in one call."""
+    def mixture(self, pages: Pages, codes: bool = False) -> Mixture | None:
+        """What this is, packed, for a layer in one call. codes: as `pack_weight`."""
         s, gate = self.sizes, self.gate
         bias = gate.e_score_correction_bias
         simple = s.top_groups == s.num_groups and s.num_experts <= native.MAX_EXPERTS
-        if self._compiled is None or bias is None or bias.dtype != torch.float32 or not simple:
+        if bias is None or bias.dtype != torch.float32 or not simple:
             return None
-        return Mixture(self._compiled, gate.weight, bias, s.top_k, s.normalise, s.scaling)
+        packed = pack_experts(*self.expert_weights(), pages, codes) if codes else self._compiled
+        return None if packed is None else Mixture(packed, gate.weight, bias, s.top_k, s.normalise, s.scaling)
+
+    def numbers(self) -> tuple[Tensor, Tensor]:
+        """gate_up and down, whatever they are kept in."""
+        return self.gate_up, self.down
 
     def expert_weights(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Gates, ups [intermediate, hidden] and downs [hidden, intermediate] of the routed experts and then the shared
         ones, whose product is a sum over pieces as large as the others."""
-        gates, ups, downs = [*self.gate_up.chunk(2, dim=1)[0]], [*self.gate_up.chunk(2, dim=1)[1]], [*self.down]
+        gate_up, down = self.numbers()
+        gates, ups, downs = *(list(part) for part in gate_up.chunk(2, dim=1)), list(down)
         if self.shared_experts is not None:
             size = self.sizes.intermediate_size
-            gate, up = self.shared_experts.gate_up.weight.chunk(2)
+            gate, up = self.shared_experts.gate_up.numbers().chunk(2)
             gates += gate.split(size)
             ups += up.split(size)
-            downs += self.shared_experts.down.weight.split(size, dim=1)
+            downs += self.shared_experts.down.numbers().split(size, dim=1)
         return gates, ups, downs
 
     def together_weights(self) -> tuple[Tensor, Tensor]:

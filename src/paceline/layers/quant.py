@@ -35,6 +35,9 @@ class QuantLinear(nn.Module):
     def scale(self) -> Tensor:
         return self.get_parameter("weight" + self.form.suffix)
 
+    def numbers(self) -> Tensor:
+        return self.form.dequantise(self.weight, self.scale)
+
     def forward(self, x: Tensor) -> Tensor:
         return quantised_linear(x, self.weight, self.scale, self.bias, self.form.powers)
 
@@ -52,6 +55,11 @@ class QuantMoE(MoE):
     def expert(self, e: int, x: Tensor) -> Tensor:
         inner = gated(quantised_linear(x, self.gate_up[e], self.gate_up_scale[e], powers=self.form.powers))
         return quantised_linear(inner, self.down[e], self.down_scale[e], powers=self.form.powers)
+
+    def numbers(self) -> tuple[Tensor, Tensor]:
+        kept = (self.gate_up, self.gate_up_scale), (self.down, self.down_scale)
+        gate_up, down = (torch.stack(list(map(self.form.dequantise, *pair))) for pair in kept)
+        return gate_up, down
 
     def pack(self, pages: Pages) -> None:
         """Kernels read the codes as they lie."""

@@ -46,10 +46,20 @@ class DecoderLayer(nn.Module):
 
     def pack(self, pages: Pages) -> None:
         """After its parts."""
-        if isinstance(self.self_attn, MLA):
-            self._half = self.self_attn.with_norms(self.input_layernorm, self.post_attention_layernorm, pages)
-        mixture = self.mlp.mixture(pages) if isinstance(self.mlp, GatedMLP | MoE) else None
-        self.whole = PackedLayer(self._half, mixture) if self._half and mixture else None
+        self._half = self._attention(pages)
+        self.whole = self._around(self._half, pages)
+
+    def as_codes(self, pages: Pages) -> PackedLayer | None:
+        """The whole layer in int8, see `pack_weight`; None where it is no call of its own."""
+        return self._around(self._attention(pages, codes=True), pages, codes=True)
+
+    def _attention(self, pages: Pages, codes: bool = False) -> HalfLayer | None:
+        norms = self.input_layernorm, self.post_attention_layernorm
+        return self.self_attn.with_norms(*norms, pages, codes) if isinstance(self.self_attn, MLA) else None
+
+    def _around(self, half: HalfLayer | None, pages: Pages, codes: bool = False) -> PackedLayer | None:
+        mixture = self.mlp.mixture(pages, codes) if isinstance(self.mlp, GatedMLP | MoE) else None
+        return PackedLayer(half, mixture) if half and mixture else None
 
     def weights(self) -> dict[str, Tensor]:
         named = {

@@ -12,12 +12,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import cast
 
+import torch
 from torch import Tensor, nn
 
-from paceline.kernels import norm_pairs
+from paceline.kernels import norm_pairs, pack_weight, packed_linear
 from paceline.kernels.chain import Depth
-from paceline.kernels.layer import Join, PackedModule, pack_module
+from paceline.kernels.layer import Join, PackedLayer, PackedModule, pack_module
 from paceline.kernels.pages import Pages
 from paceline.layers.attention import Attend, CacheSpec
 from paceline.layers.basic import Embedding, Linear, RMSNorm, prefixed
@@ -79,6 +81,7 @@ class MTPDepth(nn.Module):
         self.embed_tokens = target.embed_tokens if shares else Embedding(vocab, hidden)
         self.head = target.lm_head if shares else Linear(hidden, vocab)
         self._whole: PackedModule | None = None
+        self._head: Tensor | None = None  # as codes
 
     def forward(self, tokens: Tensor, positions: Tensor, attend: Attend, features: Tensor) -> Tensor:
         """tokens, positions [T], features [T, hidden] to states after shared_head.norm [T, hidden];
@@ -93,23 +96,36 @@ class MTPDepth(nn.Module):
 
     def pack(self, pages: Pages) -> None:
         """After its parts."""
-        joined = self.eh_proj.packed if isinstance(self.eh_proj, Linear) else None
-        if self.block.whole is None or joined is None:
-            return
+        self._whole = self._around(self.block.whole, self.eh_proj.packed if isinstance(self.eh_proj, Linear) else None)
+
+    def as_codes(self, pages: Pages) -> PackedModule | None:
+        """The whole module in int8, see `pack_weight`; None where it is no call of its own."""
+        layer, joined = self.block.as_codes(pages), pack_weight(self.eh_proj.numbers(), codes=True)
+        return self._around(layer, None if joined is None else pages.keep(joined))
+
+    def _around(self, layer: PackedLayer | None, joined: Tensor | None) -> PackedModule | None:
+        if layer is None or joined is None:
+            return None
         parts = (self.embed_tokens.weight, self.enorm.weight, self.hnorm.weight, joined, self.norm.weight)
         around = Join(*parts, self.rope.table(joined.device), self.hidden_first, self.norm.eps)
-        self._whole = pack_module(self.block.whole, around)
+        return pack_module(layer, around)
+
+    def take(self, whole: PackedModule, head: Tensor) -> None:
+        """From now on this is what `as_codes` made, and its head, as codes."""
+        self._whole, self._head = whole, head
 
     def chained(self, memory: Tensor) -> Depth | None:
         """With its head, to draft in one call with the others; memory: its layer's in a paged pool. None where a part
         of it is not compiled."""
-        head = self.head.packed if isinstance(self.head, Linear) else None
+        head = self._head if self._head is not None or not isinstance(self.head, Linear) else self.head.packed
         if self._whole is None or head is None or head.is_mkldnn:
             return None
         return Depth(self._whole, head, self.head.bias, memory)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[L, hidden] to [L, vocab]."""
+        if self._head is not None:
+            return packed_linear(hidden, self._head, self.head.bias)
         return self.head(hidden)  # type: ignore[no-any-return]
 
     def weights(self) -> dict[str, Tensor]:
@@ -144,6 +160,7 @@ class MTP(nn.Module):
         super().__init__()
         self.depths = nn.ModuleList(depths)
         self.cache, self.first_layer, self.names = cache, first_layer, names or MTPNames()
+        self.codes = False
 
     def weights(self) -> dict[str, Tensor]:
         """Checkpoint name to a view, of what is the modules' own: as `DecoderModel.weights`."""
@@ -160,6 +177,21 @@ class MTP(nn.Module):
             for part, view in getattr(depth, which)().items()
         }
 
-    def pack(self) -> None:
-        """Call it after loading; as `decoder.pack`."""
-        pack(self)
+    def pack(self, codes: bool = False) -> None:
+        """Call it after loading; as `decoder.pack`. codes: where every module is a call of its own, they and their head
+        in int8; the weights as they are loaded stay what they are."""
+        self.codes = codes and self._as_codes()
+        if not self.codes:
+            pack(self)
+
+    @torch.no_grad()
+    def _as_codes(self) -> bool:
+        depths, pages = [cast(MTPDepth, depth) for depth in self.depths], Pages()
+        heads = {depth.head: pack_weight(depth.head.numbers(), codes=True) for depth in depths}  # mostly one
+        kept = {head: pages.keep(codes) for head, codes in heads.items() if codes is not None}
+        wholes = [whole for depth in depths if (whole := depth.as_codes(pages)) is not None]
+        if len(wholes) < len(depths) or len(kept) < len(heads):
+            return False
+        for depth, whole in zip(depths, wholes, strict=True):
+            depth.take(whole, kept[depth.head])
+        return True

@@ -22,11 +22,12 @@ from paceline.checkpoint.quantization import chosen_format, format_named, stays_
 from paceline.checkpoint.reader import Checkpoint
 from paceline.config import ModelConfig, dtype_from_name
 from paceline.errors import UserError
-from paceline.formats import Format, format_of
+from paceline.formats import INT8, Format, format_of
 from paceline.layers.quant import quantise_modules
 from paceline.models import build_model, build_mtp
 from paceline.models.decoder import DecoderModel
 from paceline.models.mtp import MTP, MTPDepth
+from paceline.speculative_config import AUTO
 
 M = TypeVar("M", DecoderModel, MTP)
 OWN_SHARED = "use modules of this model, exported with --shared drop, or --drafter none (or ngram)"
@@ -51,7 +52,9 @@ def load_target(
     model = allocate(lambda: quantised(build_model(config), form, plain), _dtype(dtype, config), device)
     model.form = form
     load_weights(model.weights(), checkpoint, ignored=lambda name: not_of_target(name, config))
-    return _ready(model)
+    model.eval().requires_grad_(False)
+    model.pack()
+    return model
 
 
 def load_mtp(
@@ -60,11 +63,12 @@ def load_mtp(
     """The first `num_modules` (None: all) MTP modules of a directory, with the target's dtype and device.
 
     path: the target's own checkpoint, another one of the same kind, or an export of its modules in any of `LAYOUTS`.
-    What it repeats of embedding and head must equal the target's. quantization None: as the target. Raises UserError
-    as `load_target`, and for a directory without modules or with those of another model."""
+    What it repeats of embedding and head must equal the target's. quantization None: as the target; auto: the same, but
+    they run in int8 where that is a compiled call, as with int8. Raises UserError as `load_target`, and for a directory
+    without modules or with those of another model."""
     draft, like = Draft(path, target.config), target.norm.weight
     config = replace(target.config, num_nextn_predict_layers=draft.num_modules)
-    form = target.form if quantization is None else format_named(quantization)
+    form = target.form if quantization in (None, AUTO) else format_named(quantization)
     stored_plain = stays_plain(form, ModelConfig.from_dir(path).raw, draft.checkpoint)
 
     def make() -> MTP:
@@ -79,7 +83,9 @@ def load_mtp(
         mend=WITHOUT_MTP,
     )
     _same_shared(draft, mtp)
-    return _ready(mtp)
+    mtp.eval().requires_grad_(False)
+    mtp.pack(codes=quantization == INT8.name or (quantization == AUTO and form in (None, INT8)))
+    return mtp
 
 
 def _same_shared(draft: Draft, mtp: MTP) -> None:
@@ -127,12 +133,6 @@ def allocate(make: Callable[[], M], dtype: torch.dtype, device: str | torch.devi
                 )
                 setattr(module, name, made[old])
     return model.to(device)
-
-
-def _ready(model: M) -> M:
-    model.eval().requires_grad_(False)
-    model.pack()
-    return model
 
 
 def _dtype(dtype: str | torch.dtype, config: ModelConfig) -> torch.dtype:

@@ -38,6 +38,7 @@ from paceline.kernels.chain import Asked, pack_chain
 from paceline.models.mtp import MTP, MTPDepth
 from paceline.request import Request
 from paceline.sampling import Sampler
+from paceline.spec.constrained import choose, choose_and_rate
 from paceline.spec.proposal import Proposal
 from paceline.spec.strands import LONG, MOST, WINDOW, Part, Strand, Track
 
@@ -306,9 +307,9 @@ class MTPDrafter:
         logits = self.modules[min(depth, len(self.modules)) - 1].logits(states)
         requests, paths = [track.request for track in tracks], [track.drafts for track in tracks]
         if deeper is None:
-            tokens, more = self.sampler.choose(logits, requests, paths).tolist(), [True] * len(tracks)
+            tokens, more = choose(self.sampler, logits, requests, paths), [True] * len(tracks)
         else:
-            tokens, confidences = self.sampler.choose_and_rate(logits, requests, paths)
+            tokens, confidences = choose_and_rate(self.sampler, logits, requests, paths)
             more = deeper(depth, requests, confidences)
         for track, token, wanted in zip(tracks, tokens, more, strict=True):
             track.drafts.append(token)

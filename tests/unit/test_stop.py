@@ -80,6 +80,21 @@ def test_tokens_after_the_end_are_dropped() -> None:
     assert ending(ignore_eos=True).cut(2, [5, 0, 6]) == ([5, 0, 6], None)
 
 
+@given(st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=4), max_size=5), st.integers(1, 9))
+def test_looking_at_each_token_or_at_none_is_the_same(steps: list[list[int]], most: int) -> None:
+    """A stop string that never comes makes it look at each."""
+    texts = [TextStream(Pieces("", "a", "b?", "c"), stop) for stop in ((), ("never",))]
+    quick, slow = (ending(text, max_tokens=most) for text in texts)
+    length = 2
+    for emitted in steps:
+        kept, reason = quick.cut(length, emitted)
+        assert (kept, reason) == slow.cut(length, emitted)
+        assert texts[0].text == texts[1].text
+        if reason is not None:
+            break
+        length += len(kept)
+
+
 def test_nothing_stops_before_min_tokens() -> None:
     assert ending(min_tokens=3, max_tokens=9).cut(2, [0, 0, 0, 0]) == ([0, 0, 0], "stop")
     text = TextStream(Pieces("", "x", "y"), ("x",))

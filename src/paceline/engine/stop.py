@@ -49,6 +49,15 @@ class TextStream:
             self._text, self._closed = self._text[: min(found)], True
         return bool(found)
 
+    @property
+    def may_stop(self) -> bool:
+        """Whether a stop string may end it."""
+        return bool(self._stop)
+
+    def extend(self, tokens: list[int]) -> None:
+        """As `append` one by one, where no stop string can end it."""
+        self._pending += tokens
+
     def close(self) -> None:
         """No more tokens come: nothing is held back any longer."""
         if not self._closed:
@@ -93,12 +102,15 @@ class Ending:
         self.longest = min(request.num_prompt + params.max_tokens, max_model_len)
         self._shortest = request.num_prompt + params.min_tokens
         self._stop = frozenset(params.stop_token_ids) | frozenset(() if params.ignore_eos else eos_token_ids)
+        self._plain = self._grammar is None and not (text is not None and text.may_stop)
 
     def cut(self, length: int, emitted: list[int]) -> tuple[list[int], str | None]:
         """What is kept of the tokens that follow the first `length` ones, and the finish reason if it ends there.
 
         An EOS or stop token is kept, but is no part of the text. A grammar that comes to its end needs none; one that
         cannot go on ends the request with what it had."""
+        if self._plain and self._stop.isdisjoint(emitted):
+            return self._cut_to_length(length, emitted)
         grammar = self._grammar
         if grammar is not None and grammar.error is not None:
             return [], "error"
@@ -113,3 +125,10 @@ class Ending:
             if length + count >= self.longest:
                 return emitted[:count], "length"
         return emitted, None
+
+    def _cut_to_length(self, length: int, emitted: list[int]) -> tuple[list[int], str | None]:
+        """As `cut`, where nothing else can end it: without a look at each token."""
+        kept = emitted[: self.longest - length]
+        if self.text is not None:
+            self.text.extend(kept)
+        return kept, "length" if length + len(kept) >= self.longest else None

@@ -91,14 +91,14 @@ class Finished(_Message):
 
 class Piece(_Message):
     """What some steps added to answer `index` of a job. moments: when each of them ended, by the monotonic clock.
-    origins, rejected (if asked for) as in `Request`; logprobs: a row a token, if asked for.
+    origins, rejected: as in `Request`, if asked for; logprobs: a row a token, if asked for.
 
     prompt_logprobs, if asked for, with the first piece: a row for each token of the prompt but the first one."""
 
     job: str
     index: int
     tokens: list[int]
-    origins: list[int]
+    origins: list[int] = []
     moments: list[float] = []
     rejected: list[int | None] | None = None
     logprobs: list[dict[int, float]] | None = None

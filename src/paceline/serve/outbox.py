@@ -13,9 +13,9 @@ from paceline.outputs import Timing
 from paceline.request import Request
 from paceline.serve.messages import Finished, Piece
 
-# Seconds between messages for each answer in them, and at most: an answer costs the web process a tenth of a
-# millisecond, and so it takes a thirtieth of a core, which may be one that the engine computes on.
-AN_ANSWER, LONGEST = 0.003, 0.2
+# Seconds between messages for each answer in them, and at most: an answer costs the web process some 0.06 ms, and so
+# it takes a sixtieth of a core, which may be one that the engine computes on.
+AN_ANSWER, LONGEST = 0.004, 0.2
 
 
 @dataclass
@@ -36,15 +36,16 @@ class _Answer:
         """What has not been told."""
         request, told, moments = self.request, self.told, self.moments
         tokens = request.tokens[request.num_prompt + told :]
+        detailed = request.params.rejected_drafts
         scored = request.params.prompt_logprobs is not None and not told
         self.told, self.moments = told + len(tokens), []
         return Piece(
             job=self.job,
             index=self.index,
             tokens=tokens,
-            origins=request.origins[told:],
+            origins=request.origins[told:] if detailed else [],
             moments=moments,
-            rejected=request.rejected[told:] if request.params.rejected_drafts else None,
+            rejected=request.rejected[told:] if detailed else None,
             logprobs=None if request.params.logprobs is None else request.logprobs[told:],
             prompt_logprobs=request.prompt_logprobs if scored else None,
             finished=_finished(request) if request.finish_reason is not None else None,

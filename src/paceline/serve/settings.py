@@ -29,7 +29,7 @@ class ServerSettings:
     max_queue: int = 256
     timeout: float = 600.0
     drain: float = 60.0
-    interval: float = 0.032
+    interval: float = 0.05
     max_body_mib: int = 8
     log_requests: bool = True
     options: dict[str, Any] = field(default_factory=dict)

@@ -15,7 +15,7 @@ from paceline.tokenizer import IncrementalDecoder, Tokenizer
 class Delta:
     """What is new in answer `index`: `text` is certain, never half a character and never beyond a stop string.
 
-    origins, rejected: a token each, as in `Piece`; rejected is empty unless asked for. prompt_logprobs: as in `Piece`,
+    origins, rejected: a token each, as in `Piece`; empty unless asked for. prompt_logprobs: as in `Piece`,
     of the first delta; empty in the others."""
 
     index: int

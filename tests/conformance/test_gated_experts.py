@@ -33,10 +33,10 @@ needs_bf16 = pytest.mark.skipif(pack_experts(ONE, ONE, ONE, Pages()) is None, re
 
 
 class Drawn:
-    """Weights and shares for rows of x, of which some experts may get none."""
+    """Weights and shares for rows of x, of which some experts may get none. codes: in int8."""
 
-    def __init__(self, hidden: int, width: int, experts: int, chosen: int, shared: int) -> None:
-        count, self.experts, self.chosen = experts + shared, experts, chosen
+    def __init__(self, hidden: int, width: int, experts: int, chosen: int, shared: int, codes: bool) -> None:
+        count, self.experts, self.chosen, self.codes = experts + shared, experts, chosen, codes
         self.x = draw(ROWS, hidden).to(BF16)
         gate_ups = (draw(2, count, width, hidden, seed=1) / hidden**0.5).to(BF16)
         self.weights = [list(part) for part in (*gate_ups, (draw(count, hidden, width, seed=2) / width**0.5).to(BF16))]
@@ -48,7 +48,7 @@ class Drawn:
         )
 
     def packed(self) -> PackedExperts:
-        packed = pack_experts(*self.weights, Pages())
+        packed = pack_experts(*self.weights, Pages(), self.codes)
         assert packed is not None
         return packed
 
@@ -57,12 +57,22 @@ class Drawn:
         return gated_experts(self.x[rows], shares, self.chosen, packed)
 
     def truth(self) -> Tensor:
-        x, total = self.x.double(), torch.zeros(self.x.shape, dtype=torch.float64)
-        for e, (gate, up, down) in enumerate(zip(*self.weights, strict=True)):
+        x, total = self.kept(self.x), torch.zeros(self.x.shape, dtype=torch.float64)
+        for e, weights in enumerate(zip(*self.weights, strict=True)):
+            gate, up, down = map(self.kept, weights)
             share = self.shares[:, e : e + 1] if self.shares is not None and e < self.experts else 1.0
-            inner = F.silu(x @ gate.double().T) * (x @ up.double().T) * share
-            total += inner @ down.double().T
+            inner = F.silu(x @ gate.T) * (x @ up.T) * share
+            total += self.kept(inner.to(BF16)) @ down.T
         return total
+
+    def kept(self, numbers: Tensor) -> Tensor:
+        """As they are multiplied: rows of codes have a scale each, those of weights one of a bf16 number."""
+        if not self.codes:
+            return numbers.double()
+        rounded = numbers.shape[0] != ROWS
+        scale = numbers.float().abs().amax(1, keepdim=True) / 127
+        scale = (scale.to(BF16) if rounded else scale).double().clamp(min=1e-30)
+        return (numbers.double() / scale).round().clamp(-127, 127) * scale
 
 
 @pytest.fixture(params=[1, 2, 3])
@@ -76,12 +86,18 @@ def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 @needs_bf16
 @pytest.mark.parametrize("sizes", CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize("codes", [False, True])
 @torch.inference_mode()
-def test_it_equals_the_formula_and_a_row_is_its_own(sizes: tuple[int, int, int, int, int], threads: int) -> None:
-    drawn = Drawn(*sizes)
+def test_it_equals_the_formula_and_a_row_is_its_own(
+    sizes: tuple[int, int, int, int, int], codes: bool, threads: int
+) -> None:
+    drawn = Drawn(*sizes, codes)
     packed, everyone = drawn.packed(), torch.arange(ROWS)
     whole = drawn.found(packed, everyone)
-    torch.testing.assert_close(whole.double(), drawn.truth(), rtol=1e-2, atol=1e-2)
+    truth = drawn.truth()
+    if not codes:
+        torch.testing.assert_close(whole.double(), truth, rtol=1e-2, atol=1e-2)
+    assert (whole.double() - truth).norm() < 4e-3 * truth.norm()  # a code may be one off where an inner number is
     turned = torch.randperm(ROWS, generator=torch.Generator().manual_seed(5))
     assert torch.equal(drawn.found(packed, turned), whole[turned])
     torch.set_num_threads(1)
@@ -90,9 +106,10 @@ def test_it_equals_the_formula_and_a_row_is_its_own(sizes: tuple[int, int, int, 
 
 
 @needs_bf16
+@pytest.mark.parametrize("codes", [False, True])
 @torch.inference_mode()
-def test_an_expert_that_no_row_chose_is_not_read() -> None:
-    drawn = Drawn(64, 48, 5, 2, 1)
+def test_an_expert_that_no_row_chose_is_not_read(codes: bool) -> None:
+    drawn = Drawn(64, 48, 5, 2, 1, codes)
     assert drawn.shares is not None and not drawn.shares[:, 4].any()
     whole = drawn.found(drawn.packed(), torch.arange(ROWS))
     for part in drawn.weights:

@@ -108,7 +108,7 @@ def test_attention_in_one_call_is_for_whole_blocks() -> None:
 @pytest.mark.skipif(not hasattr(native.library(), "mtp_module"), reason="this CPU has no bf16 products of our own")
 @torch.inference_mode()
 def test_a_module_in_one_call_says_what_its_parts_say() -> None:
-    """Bit for bit, all rows at once and in chunks; and so its layer in one call."""
+    """Bit for bit, all rows at once and in chunks; and so its layer in one call. In int8 about the same."""
     model = model_of(ONE_CALL)
     mtp = build_mtp(model.config, model, 1).to(BF16).requires_grad_(False)
     fill(mtp, model.config)
@@ -130,6 +130,14 @@ def test_a_module_in_one_call_says_what_its_parts_say() -> None:
     assert module._whole is not None and module.block.whole is not None
     whole = outputs([50])
     assert torch.equal(outputs([1, 2, 3, 5, 39]), whole)
+    mtp.pack(codes=True)
+    assert mtp.codes
+    coded = outputs([50])
+    assert torch.equal(outputs([1, 2, 3, 5, 39]), coded)
+    assert 0 < (coded - whole).float().norm() < 0.05 * whole.float().norm()
+    words, heads = model.lm_head(coded).float(), module.logits(coded).float()
+    assert 0 < (heads - words).norm() < 0.03 * words.norm()
+    mtp.pack()
     module._whole = None
     assert torch.equal(outputs([50]), whole)
     module.block.whole = None

@@ -86,6 +86,7 @@ class Recorder:
     def __init__(self, drafter: Drafter, most: int) -> None:
         self.drafter, self.most = drafter, most
         self.name, self.max_tokens, self.suspects = drafter.name, drafter.max_tokens, None
+        self.quantization = drafter.quantization
         self.places: dict[str, list[Place]] = {}
         self._confidences: dict[str, list[float]] = {}
 

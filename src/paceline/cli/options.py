@@ -29,7 +29,12 @@ Quantization = Annotated[
     ),
 ]
 DraftQuantization = Annotated[
-    str | None, _engine("The same for the MTP modules.", show_default="the target's", metavar="KIND")
+    str | None,
+    _engine(
+        "The same for the MTP modules: int8, fp8, none, or auto: int8 where that makes drafts cheaper.",
+        show_default="auto",
+        metavar="KIND",
+    ),
 ]
 Threads = Annotated[int | None, _model("CPU threads.", show_default="torch's choice", min=1)]
 

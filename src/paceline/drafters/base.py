@@ -55,10 +55,12 @@ class Seen:
 
 class Drafter(Protocol):
     """`max_tokens`: the most drafts per proposal. `name`: as in `--drafter`. `suspects`: what may be wrong when drafts
-    are right no more often than by chance; None where that is no surprise."""
+    are right no more often than by chance; None where that is no surprise. `quantization`: int8, fp8 or none, as it
+    runs; None where it has no weights."""
 
     name: str
     max_tokens: int
+    quantization: str | None
 
     @property
     def suspects(self) -> str | None: ...

@@ -62,7 +62,7 @@ class MTPDrafter:
             f"the MTP modules of {source}: eh_proj with its halves in the other order, a missing or foreign embedding, "
             "FP8 scales that were not applied, or modules of another model."
         )
-        self.max_tokens = MAX_SPECULATIVE_TOKENS
+        self.max_tokens, self.quantization = MAX_SPECULATIVE_TOKENS, mtp.quantization
         self.modules = [cast(MTPDepth, depth) for depth in mtp.depths]
         chained = [module.chained(pool.memory[module.index]) for module in self.modules] if pool.spec.shared else [None]
         self.chain = pack_chain(chained, pool.block_size)

@@ -16,6 +16,7 @@ class NoDrafter:
     name = "none"
     max_tokens = 0
     suspects = None
+    quantization: str | None = None
 
     @classmethod
     def build(cls, config: EngineConfig, target_runner: Any) -> NoDrafter:

@@ -21,6 +21,7 @@ class SeveralDrafters:
         self.name = ",".join(self.members)
         self.max_tokens = max(member.max_tokens for member in members)
         self.suspects = members[0].suspects
+        self.quantization = next((member.quantization for member in members if member.quantization), None)
 
     def observe(self, seen: Seen) -> None:
         for name, member in self.members.items():

@@ -61,7 +61,7 @@ class Engine:
         self.target, self.drafter, self.scheduler, self.verify = target, drafter, scheduler, verify
         self.limits, self.eos_token_ids, self.device = limits, tuple(eos_token_ids), device
         self.grammars = grammars
-        self.stats, self.canary = EngineStats(), Canary(drafter.suspects)
+        self.stats, self.canary = EngineStats(draft_quantization=drafter.quantization), Canary(drafter.suspects)
         self.policy = TimedPolicy(scheduler.policy)
         self.stats.policy, scheduler.widths = self.policy.as_dict, self.policy.widths
 

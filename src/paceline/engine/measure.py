@@ -64,6 +64,7 @@ class Filling:
     def __init__(self, drafter: Drafter, vocab_size: int) -> None:
         self._drafter, self._vocab_size, self._random = drafter, vocab_size, random.Random(0)
         self.name, self.max_tokens, self.suspects = drafter.name, drafter.max_tokens, None
+        self.quantization = drafter.quantization
 
     def observe(self, seen: Seen) -> None:
         self._drafter.observe(seen)
@@ -109,7 +110,8 @@ class Measuring:
             self._clear()
             engine.step()  # the drafter forgets the last rows
             engine.policy.policy, engine.drafter, engine.verify = policy, drafter, self._verify
-            engine.stats, engine.policy.seconds = EngineStats(policy=engine.policy.as_dict), 0.0
+            engine.policy.seconds, kind = 0.0, drafter.quantization
+            engine.stats = EngineStats(draft_quantization=kind, policy=engine.policy.as_dict)
             allocator.prefix_caching, engine.canary.suspects = caching, canary
 
     def _measure(self, until: float) -> CostTable:

@@ -15,7 +15,7 @@ PARTS = ("schedule", "draft", "assemble", "target", "verify", "commit")
 
 @dataclass
 class EngineStats:
-    """Counts over all steps, and over the requests that ended.
+    """Counts over all steps, and over the requests that ended. draft_quantization: what the drafter runs in.
 
     seconds: by part. draft: `propose`, `observe` and what they compute; target: the pass and its logits; the rest is
     host. On a GPU they tell when work was asked for, not when it was done."""
@@ -29,6 +29,7 @@ class EngineStats:
     speculation: SpeculationStats = field(default_factory=SpeculationStats)
     by_drafter: dict[str, SpeculationStats] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
+    draft_quantization: str | None = None
     policy: Callable[[], dict[str, Any]] = dict
     _last: float = 0.0
 
@@ -65,5 +66,6 @@ class EngineStats:
         counts = ("steps", "read", "emitted", "finished", "preemptions", "prefix_hit_tokens", "host_share")
         plain = {name: getattr(self, name) for name in counts}
         drafters = {name: stats.as_dict() for name, stats in self.by_drafter.items()}
-        speculation = self.speculation.as_dict() | {"by_drafter": drafters}
+        about = {"by_drafter": drafters, "draft_quantization": self.draft_quantization}
+        speculation = self.speculation.as_dict() | about
         return plain | {"seconds": dict(self.seconds), "speculation": speculation, "policy": self.policy()}

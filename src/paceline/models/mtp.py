@@ -17,6 +17,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from paceline.formats import INT8, Format
 from paceline.kernels import norm_pairs, pack_weight, packed_linear
 from paceline.kernels.chain import Depth
 from paceline.kernels.layer import Join, PackedLayer, PackedModule, pack_module
@@ -43,10 +44,14 @@ class MTPNames:
     def find(self, name: str, num_hidden_layers: int) -> tuple[int, str] | None:
         """Depth and part of a checkpoint's tensor, the inverse of `name`; None for what is no module's."""
         found = self._pattern.match(name)
-        depth = int(found[1]) - (num_hidden_layers if "{layer}" in self.prefix else 0) if found else -1
-        if found is None or depth < 0:
+        if found is None or (depth := int(found[1]) - self._first * num_hidden_layers) < 0:
             return None
         return depth, _reword(found[2], {theirs: ours for ours, theirs in self.words.items()})
+
+    @cached_property
+    def _first(self) -> bool:
+        """Whether the count goes on behind the layers."""
+        return "{layer}" in self.prefix
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
@@ -96,7 +101,8 @@ class MTPDepth(nn.Module):
 
     def pack(self, pages: Pages) -> None:
         """After its parts."""
-        self._whole = self._around(self.block.whole, self.eh_proj.packed if isinstance(self.eh_proj, Linear) else None)
+        joined = self.eh_proj.packed if isinstance(self.eh_proj, Linear) else None
+        self._whole, self._head = self._around(self.block.whole, joined), None
 
     def as_codes(self, pages: Pages) -> PackedModule | None:
         """The whole module in int8, see `pack_weight`; None where it is no call of its own."""
@@ -150,7 +156,8 @@ class MTPDepth(nn.Module):
 
 class MTP(nn.Module):
     """All modules of a model, or the first few. `depths[d]` keeps its cache in layer d of a pool made from `cache`, and
-    lives in the checkpoint where `names` says; first_layer is the target's num_hidden_layers.
+    lives in the checkpoint where `names` says; first_layer is the target's num_hidden_layers. `form`: what most weights
+    are kept in, None for plain numbers; `codes`: whether they are multiplied in int8, whatever they are kept in.
 
     Call a depth as `depths[d](tokens, positions, attend, features)` (see `MTPDepth.forward`)."""
 
@@ -160,11 +167,18 @@ class MTP(nn.Module):
         super().__init__()
         self.depths = nn.ModuleList(depths)
         self.cache, self.first_layer, self.names = cache, first_layer, names or MTPNames()
+        self.form: Format | None = None
         self.codes = False
 
     def weights(self) -> dict[str, Tensor]:
         """Checkpoint name to a view, of what is the modules' own: as `DecoderModel.weights`."""
         return self._named("weights")
+
+    @property
+    def quantization(self) -> str:
+        """In the words of `draft_quantization`: int8, fp8 or none."""
+        form = INT8 if self.codes else self.form
+        return "none" if form is None else form.name
 
     def shared_weights(self) -> dict[str, Tensor]:
         """Checkpoint name to a view of the target's embedding and head, which some checkpoints repeat."""

@@ -75,6 +75,7 @@ def load_mtp(
         return quantised(build_mtp(config, target, num_modules), form, lambda name: stored_plain(draft.name(name)))
 
     mtp = allocate(make, like.dtype, like.device)
+    mtp.form = form
     of_target, used = target.weights().keys(), len(mtp.depths)
     load_weights(
         {draft.name(name): view for name, view in mtp.weights().items()},

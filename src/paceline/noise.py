@@ -43,7 +43,7 @@ class Noise:
         """A well-mixed int32 for each token id, [vocab_size]."""
         if self._hashes.device != device or len(self._hashes) < vocab_size:
             self._hashes = token_hashes(vocab_size, device)
-        return self._hashes[:vocab_size]
+        return self._hashes if len(self._hashes) == vocab_size else self._hashes[:vocab_size]
 
 
 def place_key(seed: int, position: int) -> int:

@@ -28,24 +28,36 @@ def verify(proposal: Proposal, logits: Tensor, requests: Sequence[Request], samp
     accepted, 7 is the bonus: paths [[0, 1]], emitted [[8, 7]].
     """
     drafts = _Drafts(proposal)
-    if all(request.params.heat == 0 for request in requests):  # no row needs its owner or its path
-        chosen = best_token(logits).tolist()
-    else:
-        owners = [request for request, count in zip(requests, proposal.counts, strict=True) for _ in range(count)]
-        choices = Choices(sampler, logits, owners, drafts.node_paths())
-        drafts.settle(choices, [r for r, request in enumerate(requests) if request.grammar is not None])
-        chosen = choices.tokens
-    paths, emitted, taken_rows, row = [], [], [], 0
+    chosen = _chosen(drafts, logits, requests, sampler)
+    paths, emitted, row = [], [], 0
     for r, count in enumerate(proposal.counts):
         mine = chosen[row : row + count]
         path = drafts.walk(r, mine)
         paths.append(path)
         emitted.append([mine[node] for node in path])
-        taken_rows.append([row + node for node in path])
         row += count
     asked = [r for r, request in enumerate(requests) if request.params.rejected_drafts]
     rejected = {r: token for r in asked if (token := drafts.after(r, paths[r][-1])) is not None}
-    return Verdict(paths, emitted, _logprobs(logits, requests, emitted, taken_rows, rejected), rejected)
+    logprobs = None
+    if any(request.params.logprobs is not None for request in requests):
+        firsts = accumulate(proposal.counts, initial=0)
+        rows = [[first + node for node in path] for first, path in zip(firsts, paths, strict=False)]
+        logprobs = _logprobs(logits, requests, emitted, rows, rejected)
+    return Verdict(paths, emitted, logprobs, rejected)
+
+
+def _chosen(drafts: _Drafts, logits: Tensor, requests: Sequence[Request], sampler: Sampler) -> list[int]:
+    """The target's own token after every node; within grammars as far as a walk will go."""
+    heats = {request.params.heat for request in requests}
+    if heats == {0.0}:  # no row needs its owner or its path
+        tokens: list[int] = best_token(logits).tolist()
+        return tokens
+    owners = [request for request, count in zip(requests, drafts.counts, strict=True) for _ in range(count)]
+    if all(request.grammar is None for request in requests):
+        return sampler.choose(logits, owners, drafts.node_paths()).tolist()
+    choices = Choices(sampler, logits, owners, drafts.node_paths())
+    drafts.settle(choices, [r for r, request in enumerate(requests) if request.grammar is not None])
+    return choices.tokens
 
 
 class _Drafts:
@@ -92,11 +104,14 @@ class _Drafts:
         """For every node in use, request by request: the drafts from the root (not counted) to that node."""
         paths: list[list[int]] = []
         for r, count in enumerate(self.counts):
+            if self.parents is None:
+                drafts = self.tokens[r][1:count]
+                paths += [drafts[:depth] for depth in range(count)]
+                continue
             first = len(paths)
             paths.append([])
             for node in range(1, count):
-                parent = node - 1 if self.parents is None else self.parents[r][node]
-                paths.append([*paths[first + parent], self.tokens[r][node]])
+                paths.append([*paths[first + self.parents[r][node]], self.tokens[r][node]])
         return paths
 
 
@@ -106,11 +121,9 @@ def _logprobs(
     emitted: list[list[int]],
     rows: list[list[int]],
     rejected: dict[int, int],
-) -> list[list[dict[int, float]]] | None:
+) -> list[list[dict[int, float]]]:
     """A row for each emitted token; that of the bonus token tells of the rejected draft too."""
     wanted = [request.params.logprobs for request in requests]
-    if all(count is None for count in wanted):
-        return None
     told = [
         [] if count is None else top_logprobs(logits[mine], tokens, count)
         for count, mine, tokens in zip(wanted, rows, emitted, strict=True)

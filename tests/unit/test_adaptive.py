@@ -127,9 +127,8 @@ def step(policy: AdaptiveWidth, ready: list[Request], costs: Costs, right: int) 
     """One step of a machine that costs what `costs` says, where `right` drafts of each request are right."""
     widths = policy.widths(ready)
     drafting = [costs.drafts(depth, len(ready))[sum(w > depth for w in widths)] for depth in range(max(widths))]
-    rows = len(ready) + sum(widths)
     seconds = costs.passes(len(ready), sum(widths), 0, 0)[0]
-    policy.learn(StepFacts(widths, [min(width, right) for width in widths], rows, 0, seconds, drafting))
+    policy.learn(StepFacts(widths, [min(width, right) for width in widths], 0, seconds, drafting))
     return widths
 
 
@@ -178,9 +177,9 @@ def test_unsure_drafts_end_a_chain_and_sure_ones_do_not() -> None:
         if policy.asks:
             policy.deeper(1, ready, [unsure, sure])
             widths = [1, 1]
-        policy.learn(StepFacts(widths, [0, min(widths[1], 1)], 2 + sum(widths), 0, 1 + 0.12 * sum(widths), [0.16]))
+        policy.learn(StepFacts(widths, [0, min(widths[1], 1)], 0, 1 + 0.12 * sum(widths), [0.16]))
     while min(policy.widths(ready)) < 1 or not policy.asks:
-        policy.learn(StepFacts([0, 0], [0, 0], 2, 0, 1.12, []))
+        policy.learn(StepFacts([0, 0], [0, 0], 0, 1.12, []))
     assert policy.deeper(1, ready, [unsure, sure]) == [False, True]
     assert policy.cut(ready, [1, 1]) == [0, 1], "nor is it worth a row"
 

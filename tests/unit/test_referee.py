@@ -8,10 +8,10 @@ from math import exp
 
 import pytest
 
-from paceline.spec.allocate import Sets
 from paceline.spec.referee import Referee
 
-MOST, SEEDS = 4, 4
+MOST, SEEDS = 4, 5
+AT_ONCE = [0.0] * (MOST + 1)  # nothing has to be read before it can be drafted
 Speed = Callable[[float], float]  # drafts a request -> tokens a second, 1 for none
 
 
@@ -25,36 +25,32 @@ class Clock:
         return exp(0.1 * self._random.gauss(0, 1)) * (3 if self._random.random() < 0.01 else 1)
 
 
-def forecast(requests: int, promise: Speed) -> Sets:
-    """Every draft is accepted with the same chance; seconds such that the rates are those of `promise`."""
-    rows = [round(k * requests / 4) for k in range(4 * MOST + 1)]
-    tokens = [requests + 0.7 * r for r in rows]
-    seconds = [t / (requests * promise(r / requests)) for t, r in zip(tokens, rows, strict=True)]
-    return Sets([], rows, tokens, seconds)
+def forecast(requests: int, promise: Speed) -> tuple[list[float], list[float]]:
+    """Tokens and seconds of each way. Every draft is accepted with the same chance; seconds such that the rates are
+    those of `promise`."""
+    tokens = [requests * (1 + 0.7 * k) for k in range(MOST + 1)]
+    return tokens, [t / (requests * promise(k)) for k, t in enumerate(tokens)]
 
 
 def loss(steps: int, truth: Speed, promise: Speed, requests: int = 8, seed: int = 0) -> float:
     """The time that was lost against the best way, as a share."""
-    referee, sets, clock = Referee(MOST), forecast(requests, promise), Clock(seed)
-    real, best = forecast(requests, truth), max(map(truth, range(MOST + 1)))
-    tokens = seconds = 0.0
-    left = chosen = 0
+    referee, clock, (expected, seconds) = Referee(MOST), Clock(seed), forecast(requests, promise)
+    real, best = forecast(requests, truth)[1], max(map(truth, range(MOST + 1)))
+    tokens = spent = 0.0
+    left = way = 0
     for _ in range(steps):
         if not left:
-            chosen, left = referee.choose(requests, sets)
+            way, left = referee.choose(requests, expected, seconds, AT_ONCE)
         left -= 1
-        if referee.looks() and referee.learn(
-            requests, sets.seconds[chosen], real.seconds[chosen] * clock(), clean=True
-        ):
+        if referee.looks() and referee.learn(seconds[way], real[way] * clock(), clean=True):
             left = 0
-        tokens, seconds = tokens + real.tokens[chosen], seconds + real.seconds[chosen]
-    return 1 - tokens / seconds / requests / best
+        tokens, spent = tokens + expected[way], spent + real[way]
+    return 1 - tokens / spent / requests / best
 
 
 def mean_loss(steps: int, truth: Speed, promise: Speed) -> float:
-    return (
-        sum(loss(steps, truth, promise, requests, seed) for requests in (1, 8, 80) for seed in range(SEEDS)) / 3 / SEEDS
-    )
+    seeds = enumerate((1, 8, 80) * SEEDS)
+    return sum(loss(steps, truth, promise, requests, seed) for seed, requests in seeds) / 3 / SEEDS
 
 
 def flat(rate: float) -> Speed:
@@ -93,16 +89,16 @@ def test_the_right_number_is_found_where_the_table_names_another() -> None:
 
 def test_a_machine_that_turns_slow_confuses_nobody() -> None:
     """What is slower by the same factor is not judged anew."""
-    referee, sets, clock = Referee(MOST), forecast(8, hill(1.2)), Clock(1)
-    drafted, left, chosen = 0, 0, 0
+    referee, clock, (tokens, seconds) = Referee(MOST), Clock(1), forecast(8, hill(1.2))
+    drafted, left, way = 0, 0, 0
     for number in range(3000):
         if not left:
-            chosen, left = referee.choose(8, sets)
+            way, left = referee.choose(8, tokens, seconds, AT_ONCE)
         left -= 1
         slow = 1.5 if number // 500 % 2 else 1.0
-        if referee.looks():
-            referee.learn(8, sets.seconds[chosen], sets.seconds[chosen] * slow * clock(), clean=True)
-        drafted += chosen > 0
+        if referee.looks() and referee.learn(seconds[way], seconds[way] * slow * clock(), clean=True):
+            left = 0
+        drafted += way > 0
     assert drafted > 2900
 
 
@@ -110,21 +106,22 @@ def test_neighbours_share_what_was_learned() -> None:
     """A batch of nine knows what one of eight found out, and need not try it again."""
     referee, truth = Referee(MOST), line(0.7)
     for requests in (8, 9):
-        sets, real = forecast(requests, line(1.1)), forecast(requests, truth)
+        (tokens, seconds), real = forecast(requests, line(1.1)), forecast(requests, truth)[1]
         drafted = 0
         for _ in range(60):
-            chosen, steps = referee.choose(requests, sets)
+            way, steps = referee.choose(requests, tokens, seconds, AT_ONCE)
             for _ in range(steps):
-                referee.looks()
-                referee.learn(requests, sets.seconds[chosen], real.seconds[chosen], clean=True)
-            drafted += steps * (chosen > 0)
+                drafted += way > 0
+                if referee.looks() and referee.learn(seconds[way], real[way], clean=True):
+                    break
     assert drafted < 20
 
 
 def test_steps_with_prompts_teach_nothing() -> None:
-    referee, sets = Referee(MOST), forecast(4, hill(1.3))
+    referee, (tokens, seconds) = Referee(MOST), forecast(4, hill(1.3))
     for _ in range(50):
-        chosen, steps = referee.choose(4, sets)
+        _, steps = referee.choose(4, tokens, seconds, AT_ONCE)
         for _ in range(steps):
-            referee.learn(4, sets.seconds[chosen], 9.0, clean=False)
-    assert referee.choose(4, sets)[0] > 0
+            referee.looks()
+            referee.learn(seconds[0], 9.0, clean=False)
+    assert referee.choose(4, tokens, seconds, AT_ONCE)[0] > 0

@@ -118,7 +118,7 @@ class Replay:
         self.drafted += sum(drafted)
         known = (min(v + 1, made) for v, made in zip(verified, drafted, strict=True))
         agreed = [min(n, one.trace.accepted[one.place]) for n, one in zip(known, running, strict=True)]
-        policy.learn(StepFacts(verified, agreed, len(ready) + extra, context, seconds, drafting))
+        policy.learn(StepFacts(verified, agreed, context, seconds, drafting))
         for one, count in zip(running, accepted, strict=True):
             self._advance(one, count + 1)
         self.running = [one for one in running if one.place < len(one.trace.accepted)]

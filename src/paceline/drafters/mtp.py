@@ -172,6 +172,8 @@ class MTPDrafter:
     def sleeps(self, requests: list[Request], widths: list[int]) -> bool:
         """Whether there are no drafts in this step: hardly anybody has wanted any lately, so nothing is followed. Who
         is back begins with the last few steps' tokens, as behind a prefix hit that nobody knows."""
+        if self.asleep and not any(widths):
+            return True
         if widths:
             for d, use in enumerate(self.use):
                 self.use[d] += _LATE * (sum(width > d for width in widths) / len(widths) - use)
@@ -250,19 +252,38 @@ class MTPDrafter:
         counts = [a.counts for a in asked]
         if sum(map(sum, counts)) > LONG or not all(some[0] > 0 for some in counts):
             return False
-        drafting = [tracks[: sum(len(some) > d for some in counts)] for d in range(len(counts[0]))]  # by module
-        pieces = [piece for d, some in enumerate(drafting) for track in some for piece in track.strands[d].features]
-        made, drafts = self.chain(asked, counts, torch.cat(pieces))
-        for d, some in enumerate(drafting, 1):
-            parts = [Part.drafting(track, d) for track in some]
-            for part, token in zip(parts, drafts[(d - 1) * len(tracks) :], strict=False):
-                part.take()
-                part.track.drafts.append(token)
-                part.track.goes_on = part.track.width > d
-            self.hand_on(d, parts, [next(made) for _ in parts])
+        passes = [
+            (track, d, some[d])
+            for d in range(len(counts[0]))
+            for track, some in zip(tracks, counts, strict=True)
+            if len(some) > d
+        ]
+        pieces = [piece for track, d, _ in passes for piece in track.strands[d].features]
+        outputs, drafts = self.chain(asked, counts, pieces[0] if len(pieces) == 1 else torch.cat(pieces))
+        self.note(passes, outputs)
         for r, track in enumerate(tracks):
             track.drafts, track.goes_on = drafts[r :: len(tracks)][: track.width], False
         return True
+
+    def note(self, passes: list[tuple[Track, int, int]], outputs: Tensor) -> None:
+        """What `run` notes after each module, when all are through. passes: a track, a module (from 0) and how many
+        rows it read, in the order of `outputs`, which the modules behind have read already."""
+        parts, sizes = [], []
+        for track, d, count in passes:
+            start = track.strands[d].start
+            committed = max(0, len(track.request.tokens) - start)
+            waits = committed if d + 1 == track.width else min(committed, 1)
+            parts.append((start, committed))
+            sizes += [committed - waits, waits, count - committed]
+        size, row = self.pool.block_size, 0
+        made = outputs.split_with_sizes([*sizes, outputs.shape[0] - sum(sizes)])
+        for (track, d, count), (start, committed), waits in zip(passes, parts, made[1::3], strict=False):
+            track.strands[d].read(committed)
+            if d + 1 < len(self.modules) and committed:
+                track.strands[d + 1].wait(waits, committed)
+            if self.prefix_caching and (start + committed) // size > start // size:
+                self.keep(d + 1, [Part(track, d + 1, start, committed, [], True)], [outputs[row : row + count]])
+            row += count
 
     def readable(self, track: Track) -> int:
         """The committed tokens that have a slot."""

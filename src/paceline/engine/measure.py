@@ -27,6 +27,7 @@ WIDTHS = (0, 1, 2, 3, 4, 6, 8)  # drafts for each request; large batches never g
 STEPS, ROUNDS, LONG = 3, 4, 512  # timed steps a point in each round; tokens of a long context
 PROMPT, SHORT = 64, 12  # tokens of prompts: as requests have on the average, or next to none where reading takes long
 ACCEPTED = 0.8  # how likely a draft is taken as right: drafters read what was accepted
+MODULES = 3  # drafts up to which each may have a module of its own, which reads prompts
 SECONDS = 6.0  # after so long the larger batches stay as they are estimated
 
 
@@ -133,6 +134,7 @@ class Measuring:
             each,
             [_drafting(points, depth) for depth in range(self.script.most)],
             further,
+            self._absorbing(),
         )
 
     def _choose_prompts(self) -> None:
@@ -174,7 +176,7 @@ class Measuring:
         self.script.extra, found = extra, []
         for _ in range(STEPS + 1):
             facts = self._step(batch)
-            if facts is None or facts.rows != batch + extra:
+            if facts is None or facts.prompts or sum(facts.verified) != extra:
                 return None
             found.append(Point(facts.seconds, sum(facts.drafting), facts.context))
         return min(found[1:])._replace(drafting=min(point.drafting for point in found[1:]))
@@ -207,6 +209,23 @@ class Measuring:
         self._clear()
         points = [[point for point in column if point] for column in zip(*found, strict=True)]
         return [min(column) for column in points] if all(points) else None
+
+    def _absorbing(self) -> list[float]:
+        """Seconds that drafters take for each token of a prompt, with 1, 2, ... drafts for its request."""
+        found = [self._absorbed(drafts) for _ in range(2) for drafts in range(1, min(self.script.most, MODULES) + 1)]
+        half = len(found) // 2
+        return list(accumulate(map(min, found[:half], found[half:]), max))
+
+    def _absorbed(self, drafts: int) -> float:
+        """What the first step after a prompt drafts longer than those behind it, for each token."""
+        self._clear()
+        if not self._fill(1, PROMPT):
+            return 0.0
+        self.script.extra, spent = drafts, []
+        for _ in range(STEPS):
+            self.engine.step()
+            spent.append(sum(self.script.facts.drafting) if self.script.facts else 0.0)
+        return max(0.0, spent[0] - min(spent)) / PROMPT
 
     def _verdict(self, proposal: Proposal, logits: Tensor, requests: list[Request]) -> Verdict:
         """As it would be if drafts were right as often as they are on real text."""

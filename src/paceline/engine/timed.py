@@ -23,6 +23,8 @@ class TimedPolicy:
         self._drafting: list[float] = []
         self._more = self._asking = False
         self._drafts: list[list[int]] | None = None  # before they were cut
+        self._steps, self._prompts = 0, 0  # since what was learned last: steps, tokens of prompts that they read
+        self._after = 0  # tokens of prompts that the step before read
 
     def start(self) -> None:
         """A step begins."""
@@ -68,13 +70,18 @@ class TimedPolicy:
     def learn(self, plan: Plan, batch: ForwardBatch, verified: list[int], verdict: Verdict) -> None:
         """The step is over: what came of it, and how long it took. What the policy took is left out: it thinks most
         where it tries something, and would find all that is new slow."""
+        read = sum(chunk for _, chunk in plan.reading) if plan.reading else 0
+        before, self._after = self._after, read
+        self._steps, self._prompts = self._steps + 1, self._prompts + read
         if not self.policy.listens:
             return
         now = perf_counter()
         spent = now - self._began - sum(self._drafting) - self._thought
         context = sum(batch.context[: len(plan.ready)])
-        agreed = self._agreed(verdict, verified)
-        self.policy.learn(StepFacts(verified, agreed, batch.starts[-1], context, spent, self._drafting))
+        agreed, clean = self._agreed(verdict, verified), not read and not before
+        facts = StepFacts(verified, agreed, context, spent, self._drafting, clean, self._steps, self._prompts)
+        self._steps = self._prompts = 0
+        self.policy.learn(facts)
         self._think(now)
 
     def as_dict(self) -> dict[str, Any]:

@@ -18,12 +18,14 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
+from math import exp
 from typing import Any
 
 from paceline.request import Request
-from paceline.spec.allocate import Group, best_sets, weighted
+from paceline.spec.allocate import Group, best_ways, weighted
 from paceline.spec.cost import Costs, CostTable
 from paceline.spec.referee import Referee
+from paceline.spec.strands import WINDOW
 from paceline.spec.survival import History, Kind, Survival
 from paceline.spec.width import StepFacts
 
@@ -33,7 +35,8 @@ _WORTH = 0.02  # of a step's time: about what is gained by asking
 _FORGIVEN = 0.5  # what is left of requests' own histories at each decision without drafts
 # Of steps with drafts in a row: the first teach nothing, for modules have little context yet; then much, then little.
 _WARM, _YOUNG = 1, 64
-_LESSONS, _FEWER = 8, 1  # requests a step from which survival is learned, in turn
+_LESSONS = 8  # requests a step from which survival is learned, in turn
+_TRAFFIC, _ANSWER = 1000, 64  # steps of which prompts are remembered; tokens that a running request may still bring
 
 
 @dataclass
@@ -82,6 +85,7 @@ class AdaptiveWidth:
         self.referee = Referee(most)
         self._plan, self._on, self._turn = _Plan(), True, 0
         self._age = _WARM  # steps with drafts in a row
+        self._prompts = self._emitted = 0.0  # of late: tokens of prompts that were read, tokens that came
         self._looking = True  # whether the referee wants to hear of this step
         self._lessons: list[tuple[int, History]] = []  # of this step: request r of it, and its history
         self._drafted: list[int] = []  # requests that made draft number j + 1 in this step, if it was asked
@@ -102,16 +106,17 @@ class AdaptiveWidth:
         if not plan.left or abs(len(ready) - plan.requests) > max(1, plan.requests // 4):
             plan = self._plan = self._decide(ready)
         plan.left -= 1
+        self._looking, self._lessons, self._drafted = self.referee.looks(), [], []
+        if not plan.usual and not plan.widths and not any(request.num_speculative_tokens for request in ready):
+            self._switch(False)  # as little as can be, for nothing is to be gained
+            return [0] * len(ready)
         found = [
             plan.widths.get(request.row, plan.usual) if (own := request.num_speculative_tokens) is None else own
             for request in ready
         ]
-        on = any(found)
-        self._switch(on)
-        self._age = self._age + 1 if on else 0
-        self._looking = self.referee.looks()
-        young = self._looking or self._age < _YOUNG or self.asks
-        self._drafted, self._lessons = [], self._lessons_of(ready) if on and young else []
+        self._switch(any(found))
+        if self._age and (self._looking or self._age < _YOUNG or self.asks):
+            self._lessons = self._lessons_of(ready)
         return found
 
     def deeper(self, depth: int, requests: list[Request], confidences: list[float]) -> list[bool]:
@@ -148,11 +153,13 @@ class AdaptiveWidth:
 
     def learn(self, facts: StepFacts) -> None:
         n, extra = len(facts.verified), sum(facts.verified)
+        fading = exp(-facts.steps / _TRAFFIC)
+        self._prompts = self._prompts * fading + facts.prompts
+        self._emitted = self._emitted * fading + facts.steps * (n + sum(map(min, facts.agreed, facts.verified)))
         if n and self._looking:
             drafted = self._drafted or _by_depth(facts.verified)
             expected = self.costs.step(n, extra, facts.context, drafted)
-            whole = facts.seconds + sum(facts.drafting)
-            if self.referee.learn(n, expected, whole, facts.rows == n + extra):
+            if self.referee.learn(expected, facts.seconds + sum(facts.drafting), facts.clean):
                 self._plan.left = 0
         for r, history in self._lessons if self._age > _WARM else ():
             self.survival.learn(history, facts.verified[r], facts.agreed[r])
@@ -173,16 +180,23 @@ class AdaptiveWidth:
         groups, members = self._groups([request for request in ready if request.num_speculative_tokens is None])
         passes = self.costs.passes(n, owned, sum(request.cached for request in ready), n * self.most)
         drafts = [self.costs.drafts(depth, n) for depth in range(self.most)]
-        sets = best_sets(groups, passes, drafts, float(n))
-        chosen, plan.left = self.referee.choose(n, sets)
-        for taken, mine in zip(sets.taken(chosen, groups), members, strict=True):
+        ways = best_ways(groups, passes, drafts, float(n), self.referee.places)
+        reading = self._prompts / (self._emitted + _ANSWER * n)  # tokens of prompts for each token
+        seconds = [
+            way.seconds + way.tokens * reading * self.costs.absorbing(k)
+            for k, way in zip(self.referee.places, ways, strict=True)
+        ]
+        waiting = [WINDOW * n * self.costs.absorbing(k) for k in self.referee.places]
+        k, plan.left = self.referee.choose(n, [way.tokens for way in ways], seconds, waiting)
+        chosen, plan.usual = ways[k], self.referee.places[k]
+        for taken, mine in zip(chosen.taken, members, strict=True):
             for i, request in enumerate(mine):
-                plan.widths[request.row] = sum(count > i for count in taken)
-        plan.usual = round(sets.rows[chosen] / n)
-        deepest = max(plan.widths.values(), default=0)
-        if deepest > 1 and deepest * (_QUESTION + n * _EACH) < _WORTH * sets.seconds[chosen]:
-            plan.prices = _prices(sets.tokens[chosen] / sets.seconds[chosen], passes, drafts, n)
-            plan.usual += _ROOM
+                if (width := sum(count > i for count in taken)) != plan.usual:
+                    plan.widths[request.row] = width
+        deepest = max([plan.usual, *plan.widths.values()])
+        if deepest > 1 and deepest * (_QUESTION + n * _EACH) < _WORTH * chosen.seconds:
+            plan.prices = _prices(chosen.tokens / chosen.seconds, passes, drafts, n)
+            plan.usual = min(self.most, plan.usual + _ROOM)
             plan.widths = {row: min(self.most, width + _ROOM) for row, width in plan.widths.items() if width}
         return plan
 
@@ -203,10 +217,9 @@ class AdaptiveWidth:
     def _lessons_of(self, ready: list[Request]) -> list[tuple[int, History]]:
         """From whom this step is learned: everybody, or some in turn; nobody where nothing is drafted."""
         n, some = len(ready), range(len(ready))
-        lessons = _LESSONS if self._age < _YOUNG else _FEWER
-        if n > lessons and not self.asks:
-            self._turn = (self._turn + lessons) % n
-            some = range(self._turn, min(self._turn + lessons, n))
+        if n > _LESSONS and not self.asks:
+            self._turn = (self._turn + _LESSONS) % n
+            some = range(self._turn, min(self._turn + _LESSONS, n))
         found = [(r, self.survival.history(ready[r])) for r in some]
         for _, history in found:
             if history.bins:
@@ -218,6 +231,7 @@ class AdaptiveWidth:
         return survival / (1 + sum(history.made)) ** self.latency_weight if self.latency_weight else survival
 
     def _switch(self, on: bool) -> None:
+        self._age = self._age + 1 if on else 0
         self.decisions.switches += on is not self._on
         self._on = on
         self.decisions.steps_on += on

@@ -8,9 +8,11 @@ what 32 do): hence every size is priced, not only those up to the first that is 
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import NamedTuple
 
+_BETTER = 1.01  # what a ragged batch must bring by the forecast, for it is more work than is forecast
 _STRIDES = 8  # members of one group are taken one at a time up to so many, larger groups in so many parts
 
 
@@ -62,6 +64,40 @@ def best_sets(
         found.rows.append(rows)
         found.tokens.append(tokens)
         found.seconds.append(passes[rows] + drafting)
+    return found
+
+
+class Way(NamedTuple):
+    """Of a whole step, as expected: tokens, seconds. taken[g][j]: how many members of group g get their draft j + 1."""
+
+    tokens: float
+    seconds: float
+    taken: list[list[int]]
+
+
+def best_ways(
+    groups: Sequence[Group],
+    passes: Sequence[float],
+    drafts: Sequence[Sequence[float]],
+    tokens: float,
+    places: Sequence[int],
+) -> list[Way]:
+    """For each number of drafts a request: as many for everyone, or the best set of about that size, if it is better.
+
+    A ragged batch needs a pass of the drafter for its deepest chain, so that it is often no better."""
+    number = sum(group.members for group in groups)
+    sets = best_sets(groups, passes, drafts, tokens) if len(groups) > 1 else None
+    found = []
+    for k in places:
+        gained = sum(group.members * sum(group.gains[:k]) for group in groups)
+        drafting = sum(costs[number] for costs in drafts[:k])
+        same = [[group.members] * k + [0] * (len(group.gains) - k) for group in groups]
+        way = Way(tokens + gained, passes[k * number] + drafting, same)
+        if sets is not None and k:
+            i = bisect_right(sets.rows, k * number) - 1
+            if sets.tokens[i] / sets.seconds[i] > _BETTER * way.tokens / way.seconds:
+                way = Way(sets.tokens[i], sets.seconds[i], sets.taken(i, groups))
+        found.append(way)
     return found
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -20,7 +20,8 @@ from paceline.errors import UserError
 class CostTable:
     """requests [I]: ascending. extra [I][J]: rows beyond one a request, ascending from 0; seconds [I][J]: of the step
     without drafting, at no context. per_context: seconds for each token of context of each request; per_row_context:
-    for each that a further row of it reads. drafting [D]: for each depth the points (requests, seconds), ascending."""
+    for each that a further row of it reads. drafting [D]: for each depth the points (requests, seconds), ascending.
+    absorbing: what drafters take for each token of a prompt, with 1, 2, ... drafts for its request."""
 
     requests: list[int]
     extra: list[list[int]]
@@ -28,6 +29,7 @@ class CostTable:
     per_context: float
     drafting: list[list[tuple[int, float]]]
     per_row_context: float = 0.0
+    absorbing: list[float] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -43,6 +45,7 @@ class CostTable:
                 float(raw["per_context"]),
                 [[(int(n), float(x)) for n, x in points] for points in raw["drafting"]],
                 float(raw["per_row_context"]),
+                [float(x) for x in raw["absorbing"]],
             )
         except (KeyError, TypeError, ValueError) as error:
             raise UserError("This is no table of costs; measure it again.") from error
@@ -57,7 +60,8 @@ class CostTable:
         knots = [self.requests, *self.extra, *([n for n, _ in points] for points in self.drafting)]
         ascending = all(a < b for knot in knots for a, b in pairwise(knot))
         times = [*(x for row in self.seconds for x in row), *(x for points in self.drafting for _, x in points)]
-        sane = all(0 < x < 1e6 for x in times) and self.per_context >= 0 and self.per_row_context >= 0
+        rates = [self.per_context, self.per_row_context, *self.absorbing]
+        sane = all(0 < x < 1e6 for x in times) and all(0 <= x < 1e6 for x in rates)
         if not (shapes and ascending and sane and all(self.drafting) and all(row[0] == 0 for row in self.extra)):
             raise UserError("This table of costs is damaged; measure it again.")
 
@@ -89,6 +93,11 @@ class Costs:
             found = [0.0, *curve([n for n, _ in points], [x for _, x in points], 1, max(most, 1))]
             self._drafts[depth, most] = found
         return found
+
+    def absorbing(self, drafts: int) -> float:
+        """Seconds of drafters for each token of a prompt. Beyond the table as its last entry."""
+        known = self.table.absorbing
+        return known[min(drafts, len(known)) - 1] if drafts and known else 0.0
 
     def step(self, requests: int, extra: int, context: float, drafted: Sequence[int]) -> float:
         """Seconds of a whole step. extra: rows beyond one a request; drafted: by depth, for how many requests."""

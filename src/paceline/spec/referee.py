@@ -1,205 +1,142 @@
 """How many drafts: what the forecast says, corrected by the clock.
 
 A forecast is as good as its table, and what no table holds (caches that drafts push weights out of) is in the clock. So
-for batches of each size there are a few ways to go: no drafts, and 1, 2, 3, 5 or 8 for each request on the average.
-Each way has a correction: how much longer its steps take than forecast. The way with the best corrected rate is taken,
-and every other way that might be better, as far as its correction is uncertain, is tried for some steps now and then.
-What trials lose is paid from an account that gets 0.4 % of the time.
+for batches of each size there are a few ways to go: no drafts, and 1, 2, 3, 5 or 8 for each request. How much longer
+each takes than forecast is believed more or less (`belief`), and the way that seems best is gone:
 
-    score = log(tokens / seconds as forecast) - correction          tried: score + 2 spread / sqrt(1 + steps) > the best
+    score = log(tokens / seconds as forecast) - error believed
 
-All forecasts also share a level, which follows a machine that is slow for a while: the ways are compared with each
-other, and not one's past with another's present.
+Another way is tried for some steps where what may be learned is worth more than it costs. A look at it would move its
+difference d to the best one by a Gaussian of standard deviation s; only where that turns the sign is anything gained:
+
+    gain = s (phi(d / s) - d / s Phi(-d / s)), for as long as knowledge lasts       cost = d for a trial, and the change
+
+A change costs what modules have to read before they draft again; it must be earned as well. A trial that is still worth
+it goes on. What is not looked at for long is believed less and less, so everything is tried again some day, the sooner
+the closer it was. While nothing changes, decisions become rare.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
-from math import exp, inf, log, sqrt
+from math import erfc, exp, log, pi, sqrt
+from statistics import median
 
-from paceline.spec.allocate import Sets
+from paceline.spec.belief import Belief, prior_of
 
 BUCKET = 1.25  # batches whose sizes differ by less than this factor are judged together
 _PLACES = (1, 2, 3, 5, 8)  # drafts for each request: the ways are few, for each costs trials
-_TRIAL, _STAY, _REST = 5, 32, 32  # steps between two decisions: of a trial or while unsure; with drafts; without
+_USE = 500  # steps for which knowledge is of use
 _FRESH, _FRESH_PLAIN = 1, 4  # first steps of a way that tell nothing: modules absorb, caches hold something else
-_SETTLED = 16  # steps after which a way is known well enough not to be looked at all the time
-_SKIP = 4  # of so many steps one is looked at, once a way is known
-_ACCOUNT, _START = 0.004, 2.0  # share of the time for trials; steps in the account at first, and at most
-_SPREAD = 0.06  # of a way never tried: the table's error and one step's noise
-_KNOWN, _FORGET = 80.0, 1 / 2048  # steps that count at most; what is lost of them with each step
-_PRIOR = 1.25  # a way's first step counts almost as what it was, another way's estimate for it a little
-_BESIDE = 0.25  # what a step counts for the ways beside its own
-_LEVEL = 0.02  # how fast the level follows, and what is known of noise
-_SLOWER, _QUICKER = 0.3, 0.5  # the most that one step counts, in logarithms: other processes only ever add time
-_SURER = 2  # times as much is doubted that no drafts are slower
-_TRIFLE = 0.025  # gains that are not worth a trial
-_HOPELESS = 0.1  # so much slower than the best, in logarithms, ends a trial early
-_STAYING, _CHANGING = 0.01, 0.02  # in favour of what is done already; against beginning or ending to draft
-_MARGIN, _WIDE = 0.03, 0.02  # against drafts, and each draft a request: prompts are read by as many modules
-
-
-@dataclass
-class Way:
-    """`slower`: logarithm of measured over forecast seconds, against the level; `steps` it was learned from."""
-
-    slower: float = 0.0
-    steps: float = 0.0
-
-
-@dataclass
-class Trial:
-    """`gap`: its score without its correction, against the best one's."""
-
-    place: int
-    gap: float
+_LOOKS, _GLANCES = 8, 3  # steps that are looked at before a decision; of a trial
+_STAY, _SECONDS = 32, 0.25  # between two decisions, where nothing changes: steps, or more if they take less than that
+_ENOUGH = 2  # looks, and standard deviations, after which a trial may be hopeless
+_NOISE, _FOLLOWS = 0.1, 0.1  # of one step, at first; how fast its estimate follows
+_UNLIKE = 0.5  # what is forgotten when a batch is judged by what is known of one e times as large
 
 
 class Referee:
-    """most: drafts of a request. `trials`: how many there were."""
+    """most: drafts of a request. `places`: the ways, as drafts of each request; `trials`: how many there were."""
 
     def __init__(self, most: int) -> None:
-        self.places = (0.0, *(float(place) for place in _PLACES if place < most), float(most))
+        self.places = (0, *(place for place in _PLACES if place < most), most)
         self.trials = 0
-        self._ways: dict[int, list[Way]] = {}
-        self._level, self._account, self._tick = 0.0, inf, 0
-        self._noise = 0.0  # of a step, against what was expected: its mean size
-        self._seconds, self._given = 0.0, 0  # of a step of late; the steps of the last decision
-        self._place, self._share, self._fresh = 0, 0.0, _FRESH  # what is done now, and how new that is
-        self._trial: Trial | None = None
+        self._beliefs: dict[int, Belief] = {}
+        self._belief = Belief(prior_of(self.places))
+        self._variance = _NOISE**2  # of one step against what was expected
+        self._key, self._size, self._step = 1 << 30, 1, 0  # batches of late: which beliefs, how large; steps so far
+        self._way, self._best, self._gap = 0, 0, 0.0  # what is done; what seemed best; by how much
+        self._left, self._done, self._fresh = 0, 0, 0  # steps to the next decision; since the last; that tell nothing
+        self._stay, self._errors = _LOOKS, list[float]()  # steps while nothing changes; what was seen
 
-    def choose(self, requests: int, sets: Sets) -> tuple[int, int]:
-        """Which of the sets to draft for so many requests, and for how many steps."""
-        ways = self._of(requests)
-        for way in ways:
-            way.steps -= way.steps * _FORGET * self._given
-        if self._seconds:
-            earned = self._account + _ACCOUNT * self._seconds * self._given
-            self._account = min(earned, _START * sets.seconds[0])
-        slower = self._corrections(ways)
-        shares = [rows / requests for rows in sets.rows]
-        scores = [
-            log(tokens / seconds) - self._between(slower, share)
-            for tokens, seconds, share in zip(sets.tokens, sets.seconds, shares, strict=True)
-        ]
-        best = self._best(scores, shares)
-        chosen, self._trial = best, None
-        if self._seconds and self._account > 0:
-            chosen = self._tried(ways, slower, scores, shares, best)
-            if chosen != best:
-                place = self._nearest(shares[chosen])
-                self._trial = Trial(place, scores[chosen] + slower[place] - scores[best])
-                self.trials += 1
-        place = self._nearest(shares[chosen])
-        if place != self._place:
-            self._fresh = _FRESH if place else _FRESH_PLAIN
-        self._place, self._share = place, shares[chosen]
-        unsure = self._trial is not None or ways[place].steps < _SETTLED
-        trial = _TRIAL if chosen else _TRIAL + _FRESH_PLAIN
-        self._given = trial if unsure else _STAY if chosen else _REST
-        return chosen, self._given
+    def choose(
+        self, requests: int, tokens: Sequence[float], seconds: Sequence[float], reading: Sequence[float]
+    ) -> tuple[int, int]:
+        """Which way to go with so many requests, and for how many steps. By way: tokens and seconds of a step; reading:
+        seconds that modules take before they can draft so deep; what shallower ones take is part of it."""
+        self._conclude()
+        self._turn_to(requests)
+        belief = self._belief
+        scores = [log(t / s) - belief.error(k) for k, (t, s) in enumerate(zip(tokens, seconds, strict=True))]
+        changing = [max(0.0, x - reading[self._way]) / s for x, s in zip(reading, seconds, strict=True)]
+        best = max(range(len(scores)), key=lambda k: scores[k] - changing[k] / _USE)
+        way = self._tried(scores, best, changing) if best == self._best else best
+        longest = max(_STAY, round(_SECONDS / seconds[way]))
+        self._stay = min(2 * self._stay, longest) if way == best == self._way else _LOOKS
+        fresh = self._fresh_of(way)
+        self.trials += way != best and fresh > 0
+        self._left = fresh + (self._stay if way == best == self._best else _GLANCES)
+        self._way, self._best, self._gap = way, best, scores[best] - scores[way]
+        self._done, self._fresh = 0, fresh
+        return way, self._left
 
     def looks(self) -> bool:
-        """Whether it wants to hear of the step that is over."""
-        self._tick += 1
-        return self._given < _STAY or self._tick % _SKIP == 0
+        """Asked once a step, as it begins: whether it wants to hear of it."""
+        self._left, self._done = self._left - 1, self._done + 1
+        return self._left < _LOOKS
 
-    def learn(self, requests: int, expected: float, seconds: float, clean: bool) -> bool:
-        """A step of what was chosen, if it `looks`. expected: what the table says of it. clean: no prompts were read
-        beside it. True: this trial has failed already, choose anew."""
-        error = log(max(seconds, 1e-9) / expected) - self._level if clean else 0.0
-        self._seconds = seconds
-        ways = self._of(requests)
-        fresh, self._fresh = self._fresh, max(0, self._fresh - 1)
-        if clean and not fresh:
-            self._correct(ways, error)
-        if self._trial is None:
-            return False
-        gain = self._trial.gap - self._corrections(ways)[self._place]
-        usual = expected * exp(self._level) if fresh else seconds  # what the first step absorbs is a price too
-        self._account -= max(0.0, seconds - usual) + usual * (1 - exp(min(1.0, gain)))
-        return not fresh and gain + self._doubt(ways[self._place].steps) < -_HOPELESS
-
-    def _correct(self, ways: list[Way], error: float) -> None:
-        slower = self._corrections(ways)
-        error = max(-_QUICKER, min(_SLOWER, error - self._between(slower, self._share)))
-        self._noise += _LEVEL * (abs(error) - self._noise)
-        if self._trial is None:
-            self._level += _LEVEL * error
-        i, part = self._where(self._share)
-        for k, weight in ((i, 1 - part), (i + 1, part)):
-            if weight:
-                way = ways[k]
-                way.slower = slower[k] + weight * error / (_PRIOR + way.steps)
-                way.steps = min(way.steps + weight, _KNOWN)
+    def learn(self, expected: float, seconds: float, clean: bool) -> bool:
+        """A step of what was chosen, if it `looks`. expected: what the table says of it. clean: no prompts had a part
+        in it. True: this trial has failed already, choose anew."""
+        if clean and self._done > self._fresh:
+            self._errors.append(log(max(seconds, 1e-9) / expected))
+        return self._way != self._best and self._is_hopeless()
 
     # -- parts
 
-    def _doubt(self, steps: float) -> float:
-        """How much better a way might be than so many steps say, in logarithms: two standard deviations."""
-        return 2 * max(_SPREAD, self._noise) / sqrt(1 + steps)
+    def _conclude(self) -> None:
+        """What came of the steps since the last decision."""
+        belief, errors = self._belief, self._errors
+        self._step += self._done
+        belief.pass_time(self._step)
+        if errors:
+            off = belief.learn(self._way, median(errors), self._variance / len(errors))
+            if self._way == self._best and not self._fresh:
+                seen = min(len(errors) * off**2, 9 * self._variance)
+                self._variance += _FOLLOWS * (seen - self._variance)
+        self._errors = []
 
-    def _best(self, scores: list[float], shares: list[float]) -> int:
-        """The best score, with a little more for what is done already and for no drafts."""
-        at = self.places[self._place]
-
-        def value(i: int) -> float:
-            against = (_MARGIN + _WIDE * shares[i] if i else 0.0) + _CHANGING * ((i > 0) is not (at > 0))
-            return scores[i] + _STAYING * (abs(shares[i] - at) < 0.5) - against
-
-        return max((i for i, share in enumerate(shares) if share in self.places), key=value)
-
-    def _tried(self, ways: list[Way], slower: list[float], scores: list[float], shares: list[float], best: int) -> int:
-        """The set most likely to be better than the best, if any is."""
-        found, most = best, scores[best]
-        here = self._nearest(shares[best])
-        steps = [way.steps for way in ways]
-        for place, (way, share) in enumerate(zip(ways, self.places, strict=True)):
-            i = bisect_left(shares, share)
-            if i == len(shares) or place == here or self._nearest(shares[i]) != place:
-                continue
-            known = max(way.steps, _BESIDE * max(steps[max(1, place - 1) : place + 2]) if place else 0.0)
-            # A table that was wrong for the nearest way may be as wrong for one that was never tried.
-            spread = _SPREAD if way.steps else _SPREAD + abs(slower[place])
-            sure = 1 if place else _SURER  # nothing may be slower than no drafts
-            might = scores[i] + sure * spread / _SPREAD * self._doubt(known) - _TRIFLE
-            if not best and way.steps < 1 and place <= 2:
-                might = most + _TRIFLE  # never off for good
-            if might > most:
-                found, most = i, might
+    def _tried(self, scores: list[float], best: int, changing: list[float]) -> int:
+        """The way from whose trial most is to be expected, if any is worth it; else the best."""
+        found, most, noise = best, 0.0, self._variance / _GLANCES
+        for k, score in enumerate(scores):
+            if k != best:
+                gap, fresh = scores[best] - score, self._fresh_of(k)
+                cost = gap * (_GLANCES + fresh) + changing[k]
+                value = _USE * _hoped(gap, self._belief.told_apart(k, best, noise)) - cost
+                if value > most:
+                    found, most = k, value
         return found
 
-    def _of(self, requests: int) -> list[Way]:
-        """The ways of batches of about this size; at first as those of the next size that is known."""
+    def _fresh_of(self, way: int) -> int:
+        """Its first steps that will tell nothing; none where it is done already."""
+        return 0 if way == self._way else _FRESH if way else _FRESH_PLAIN
+
+    def _is_hopeless(self) -> bool:
+        """Whether even the quickest of some looks says that this trial is not worth more."""
+        if len(self._errors) < _ENOUGH:
+            return False
+        off = min(self._errors) - self._belief.expected(self._way)
+        return self._gap + off > _ENOUGH * sqrt(self._variance)
+
+    def _turn_to(self, requests: int) -> None:
+        """What is believed of batches of about this size, or of those of late, whichever tells more."""
         key = round(log(requests) / log(BUCKET)) if requests > 3 else requests - 3
-        found = self._ways.get(key)
-        if found is None:
-            near = min(self._ways, key=lambda other: (abs(other - key), other), default=None)
-            known = self._ways[near] if near is not None else [Way() for _ in self.places]
-            found = self._ways[key] = [Way(way.slower, min(way.steps, 1.0)) for way in known]
-        return found
+        if key == self._key:
+            return
+        lately = self._belief.copy()
+        lately.forget(1 - exp(-_UNLIKE * abs(log(requests / self._size))))
+        known = self._beliefs.get(key)
+        if known is not None:
+            known.pass_time(self._step)
+        if known is None or lately.doubts < known.doubts:
+            known = self._beliefs[key] = lately
+        self._key, self._size, self._belief = key, requests, known
 
-    def _corrections(self, ways: list[Way]) -> list[float]:
-        """Of each way; of one that was never tried, that of the nearest one that was."""
-        known = [k for k, way in enumerate(ways) if way.steps]
-        if len(known) in (0, len(ways)):
-            return [way.slower for way in ways]
-        return [ways[min(known, key=lambda other: (abs(other - k), other))].slower for k in range(len(ways))]
 
-    def _where(self, share: float) -> tuple[int, float]:
-        """The place at or before so many drafts a request, and the part of the way to the next one."""
-        places = self.places
-        i = max(0, min(bisect_left(places, share), len(places) - 1))
-        if places[i] == share:
-            return i, 0.0
-        return i - 1, (share - places[i - 1]) / (places[i] - places[i - 1])
-
-    def _nearest(self, share: float) -> int:
-        i, part = self._where(share)
-        return i + (part > 0.5)
-
-    def _between(self, values: Sequence[float], share: float) -> float:
-        i, part = self._where(share)
-        return values[i] if not part else (1 - part) * values[i] + part * values[i + 1]
+def _hoped(gap: float, spread: float) -> float:
+    """E max(0, x) of a Gaussian x with mean -gap."""
+    if spread <= 0:
+        return 0.0
+    z = gap / spread
+    return spread * (exp(-z * z / 2) / sqrt(2 * pi) - z * erfc(z / sqrt(2)) / 2)

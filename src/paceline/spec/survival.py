@@ -40,14 +40,19 @@ Kind = tuple[str, bool]  # whose drafts, and whether they are drawn
 class Rate:
     """A discounted Beta count: `mean` is the share of ones among what was seen, prior included."""
 
-    __slots__ = ("count", "mean")
+    __slots__ = ("count", "mean", "prior")
 
     def __init__(self, prior: float) -> None:
-        self.mean, self.count = prior, _PRIOR
+        self.mean, self.count, self.prior = prior, _PRIOR, prior
 
     def add(self, outcome: float) -> None:
         self.count = self.count * _KEEP + 1
         self.mean += (outcome - self.mean) / self.count
+
+    def fade(self) -> None:
+        """Nothing new is seen: what was seen counts less and less, and the prior comes back."""
+        self.count = max(_PRIOR, _FADE * self.count)
+        self.mean += (1 - _FADE) * _PRIOR / self.count * (self.prior - self.mean)
 
 
 def confidence_bin(log_q: float) -> int:
@@ -128,10 +133,10 @@ class Survival:
         return made[-1] * shifted(counts.ahead[len(made)][bins[-1]].mean, odds)
 
     def fade(self) -> None:
-        """Nothing is drafted: what was seen counts less and less against what comes next."""
+        """Nothing is drafted, and texts change."""
         for counts in self.kinds.values():
             for rate in counts.plain:
-                rate.count = max(_PRIOR, _FADE * rate.count)
+                rate.fade()
 
     def learn(self, history: History, verified: int, agreed: int) -> None:
         """The target saw `verified` of the request's drafts; the first `agreed` were right (one more than `verified` at

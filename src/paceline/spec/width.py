@@ -18,15 +18,19 @@ class StepFacts:
     many drafts in a row were the target's own choice, counting the first one that was made but not verified: the
     target's own token in its place tells.
 
-    rows: those of the whole pass; context: summed over the decoding requests. seconds: of all but the drafting, what
-    the policy took included; drafting: seconds of each depth's pass, the first with what it absorbed."""
+    context: summed over the decoding requests. seconds: of all but the drafting and what the policy took; drafting:
+    seconds of each depth's pass, the first with what it absorbed. clean: no prompts were read in this step nor in the
+    one before, whose prompts drafters read now. steps, prompts: since it last learned, the steps and the tokens of
+    prompts that they read."""
 
     verified: list[int]
     agreed: list[int]
-    rows: int
     context: int
     seconds: float
     drafting: list[float]
+    clean: bool = True
+    steps: int = 1
+    prompts: int = 0
 
 
 class WidthPolicy(Protocol):

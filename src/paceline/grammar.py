@@ -7,6 +7,7 @@ alone, so that drafter and verifier see the same one, and the text does not depe
 from __future__ import annotations
 
 import json
+from array import array
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property, lru_cache
@@ -87,7 +88,7 @@ class Grammar:
     def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
         self._matcher, self._mask_bytes = matcher, -(-vocab_size // 32) * 4
         self._path: list[int] = []  # what it has read beyond the committed tokens
-        self._forced = [self._look()]  # what must follow the committed tokens, and each token of the path
+        self._forced = [self._look()]  # what must follow the committed tokens, and each token of the path, as views
         self._masks: dict[tuple[int, ...], bytes] = {}
 
     @property
@@ -116,7 +117,7 @@ class Grammar:
         if length <= len(here):
             return self._forced[length][0] if self._forced[length] and here[:length] == path else None
         run, ahead = self._forced[-1], length - len(here)
-        known = len(run) > ahead and path[: len(here)] == here and run[:ahead] == path[len(here) :]
+        known = len(run) > ahead and path[: len(here)] == here and run[:ahead].tolist() == path[len(here) :]
         return run[ahead] if known else None
 
     def answer(self, path: Sequence[int], wish: int) -> int | None:
@@ -134,7 +135,7 @@ class Grammar:
 
     def forced(self, path: Sequence[int], most: int) -> list[int]:
         """The tokens that must follow the committed ones and the path, as far as there is no choice; `most` of them."""
-        return self._forced[-1][:most] if most > 0 and self._go(path) else []
+        return self._forced[-1][:most].tolist() if most > 0 and self._go(path) else []
 
     def room(self, width: int) -> tuple[int, int]:
         """For a request that may have `width` drafts: how many to make, and how many places to keep.
@@ -154,15 +155,11 @@ class Grammar:
         self._masks.clear()
         if not self._path or self._path[0] != token:
             self._go([])
-            run = self._forced[0]
-            consumed = self._matcher.consume_token(token)
-            self._forced = [run[1:] if consumed and len(run) > 1 and run[0] == token else self._look()]
-            return bool(consumed) and self._is_complete()
+            if not self._step(token):  # then the matcher is in error, or will be
+                self._matcher.consume_token(token)
+                return False
         del self._path[0], self._forced[0]
-        return not self._path and self._is_complete()
-
-    def _is_complete(self) -> bool:
-        return self._matcher.is_stopped() and not self._matcher.is_error()
+        return not self._path and self._matcher.is_stopped() and not self._matcher.is_error()
 
     def _go(self, path: Sequence[int]) -> bool:
         """Walks to the end of the path, or as far as the grammar allows; whether it got there."""
@@ -181,12 +178,12 @@ class Grammar:
         if (run and run[0] != token) or not self._matcher.try_consume_tokens([token]):
             return False
         self._path.append(token)
-        self._forced.append(run[1:] if len(run) > 1 else self._look())
+        self._forced.append(run[1:] if run else self._look())
         return True
 
-    def _look(self) -> list[int]:
+    def _look(self) -> memoryview[int]:
         """The tokens that must follow where the matcher stands. Making tokens of bytes is slow, where there are any."""
-        return self._matcher.compute_ff_tokens() if self._matcher.compute_ff_bytes() else []
+        return memoryview(array("q", self._matcher.compute_ff_tokens() if self._matcher.compute_ff_bytes() else ()))
 
     def _only(self, token: int) -> bytes:
         return (1 << token).to_bytes(self._mask_bytes, "little")

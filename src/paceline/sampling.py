@@ -67,10 +67,13 @@ class Sampler:
     ) -> tuple[Tensor, Tensor] | None:
         """Tokens and, if asked for, their log-probabilities, where only temperatures and seeds act on the logits and
         one call serves for all rows; else None."""
+        masked = not free and not rate and all(request.grammar is not None for request in requests)
         params = [request.params for request in requests]
-        heats = [heat for p in params if (heat := p.free_heat if free else p.heat) is not None]
-        if len(heats) < len(requests):
+        heats = [heat for p in params if (heat := p.free_heat if free or masked else p.heat) is not None]
+        if len(heats) < len(requests) or (masked and not native.serves(logits)):
             return None
+        if masked:
+            _mask(logits := logits.clone(), requests, paths, free)
         if not any(heats):
             return best_of(logits) if rate else (best_token(logits), logits[:0, 0])
         if not native.serves(logits):

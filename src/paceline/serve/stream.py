@@ -45,9 +45,16 @@ class EventStream(Response):
             raise
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Each chunk as an event, then [DONE]; an error on the way is the last event, without [DONE]."""
         try:
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            # A task of its own wakes up without the frames that wait for this one.
+            await asyncio.create_task(self._write(send))
+        finally:
+            self._watch.end()
+
+    async def _write(self, send: Send) -> None:
+        """Each chunk as an event, then [DONE]; an error on the way is the last event, without [DONE]."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        try:
             await send(_part(event(self._first)))
             async for chunk in self._chunks:
                 await send(_part(event(chunk)))
@@ -57,8 +64,6 @@ class EventStream(Response):
         except Exception:
             await send(_part(event(error_body(500, DEFECT)), more=False))
             raise
-        finally:
-            self._watch.end()
 
 
 class Watch:

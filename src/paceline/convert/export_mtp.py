@@ -15,10 +15,12 @@ from paceline.convert.export_plan import Copy, ExportPlan
 from paceline.convert.export_write import MANIFEST, Advance, file_sum, write_rest, write_tensors
 from paceline.convert.stream import forget, pieces
 from paceline.errors import UserError
+from paceline.garbage import uncollected
 
 SLACK = 64 << 20  # bytes beside the tensors: tokenizer, index, manifest
 
 
+@uncollected()
 def export_mtp(
     plan: ExportPlan,
     target: str | Path,

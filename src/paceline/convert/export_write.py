@@ -18,7 +18,7 @@ from typing import Any
 from paceline import __version__
 from paceline.checkpoint.reader import INDEX
 from paceline.convert.export_plan import Copy, ExportPlan
-from paceline.convert.rawfile import Entry, header, write_all
+from paceline.convert.rawfile import Entry, Writing, header
 from paceline.convert.stream import pieces
 
 MOST_BEHIND = 8  # pieces
@@ -30,18 +30,19 @@ def write_tensors(file: Path, copies: Sequence[Copy], advance: Advance) -> dict[
     """One safetensors file; tensor name to the sha256 of its bytes.
 
     One pass, in the order of the source: a second thread makes the sums, at most a few pieces behind the one that reads
-    and writes. Nothing waits for the disk here."""
+    and writes. The disk is given its work early, and nothing waits for it here."""
     sums = {copy.name: hashlib.sha256() for copy in copies}
     behind: deque[Future[None]] = deque()
-    with file.open("xb", buffering=0) as out, ThreadPoolExecutor(1) as hasher:
+    with file.open("xb", buffering=0) as opened, ThreadPoolExecutor(1) as hasher:
+        out = Writing(opened)
         head = header(Entry(copy.name, copy.dtype, copy.info.shape, copy.size) for copy in copies)
         starts = dict(zip(copies, accumulate((copy.size for copy in copies), initial=len(head)), strict=False))
-        write_all(out.write, memoryview(head))
+        out.write(memoryview(head))
         for copy in sorted(copies, key=Copy.place):
-            out.seek(starts[copy])
+            opened.seek(starts[copy])
             for piece in pieces(copy.info, copy.scale, copy.dtype):
                 behind.append(hasher.submit(sums[copy.name].update, piece))
-                write_all(out.write, piece)
+                out.write(piece)
                 if len(behind) > MOST_BEHIND:
                     behind.popleft().result()
                 advance(len(piece))

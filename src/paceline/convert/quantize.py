@@ -26,7 +26,7 @@ from paceline.checkpoint.map import not_of_target
 from paceline.checkpoint.quantization import announce, stored_format
 from paceline.checkpoint.reader import DTYPES, INDEX, Checkpoint, TensorInfo
 from paceline.config import ModelConfig
-from paceline.convert.rawfile import Entry, header, write_all
+from paceline.convert.rawfile import Entry, Writing, header
 from paceline.convert.travelling import travelling
 from paceline.errors import UserError
 from paceline.formats import Format, format_of, owner
@@ -154,13 +154,14 @@ def quantize(
 
 
 def _write_file(file: Path, pieces: list[Piece], checkpoint: Checkpoint, advance: Advance) -> None:
-    with file.open("xb", buffering=0) as out:
-        write_all(out.write, memoryview(header(entry for piece in pieces for entry in piece.entries())))
+    with file.open("xb", buffering=0) as opened:
+        out = Writing(opened)
+        out.write(memoryview(header(entry for piece in pieces for entry in piece.entries())))
         for piece in pieces:
             for data in map(_bytes, piece.tensors(checkpoint)):
-                write_all(out.write, data)
+                out.write(data)
             advance(piece.info.size)
-        os.fsync(out.fileno())
+        os.fsync(opened.fileno())
 
 
 def _bytes(tensor: Tensor) -> memoryview:

@@ -73,7 +73,7 @@ class Sampler:
         if len(heats) < len(requests) or (masked and not native.serves(logits)):
             return None
         if masked:
-            _mask(logits := logits.clone(), requests, paths, free)
+            logits = native.only_allowed(logits.contiguous(), _masks(requests, paths), _ALLOWED)
         if not any(heats):
             return best_of(logits) if rate else (best_token(logits), logits[:0, 0])
         if not native.serves(logits):
@@ -141,15 +141,16 @@ def mask_can_wait(params: SamplingParams) -> bool:
 
 def _mask(scores: Tensor, requests: Sequence[Request], paths: Sequence[list[int]], free: bool) -> None:
     """What the grammars forbid becomes -inf, in place; free: unless it can wait."""
-    asked = [
-        (i, grammar.mask(paths[i]))
-        for i, r in enumerate(requests)
-        if (grammar := r.grammar) is not None and not (free and mask_can_wait(r.params))
-    ]
-    if asked:
-        rows, masks = [list(part) for part in zip(*asked, strict=True)]
+    rows = [i for i, r in enumerate(requests) if r.grammar is not None and not (free and mask_can_wait(r.params))]
+    if rows:
+        masks = _masks([requests[i] for i in rows], [paths[i] for i in rows])
         bad = torch.from_numpy(forbidden(masks, scores.shape[1])).to(scores.device)
         _update(scores, rows, lambda mine: mine.clamp_(min=_ALLOWED).masked_fill_(bad, -torch.inf))
+
+
+def _masks(requests: Sequence[Request], paths: Sequence[list[int]]) -> list[bytes]:
+    """What may follow, of requests that have grammars."""
+    return [g.mask(path) for r, path in zip(requests, paths, strict=True) if (g := r.grammar) is not None]
 
 
 def cut(scores: Tensor, params: Sequence[SamplingParams]) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from grammar_tools import EOS, FORMS, VOCAB, counted, grammars, tokenizer, walk
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from paceline import SamplingParams, StructuredOutputsParams
 from paceline.grammar import Grammar, forbidden
+from paceline.kernels import native
 from paceline.request import Request
 from paceline.sampling import Sampler
 from paceline.spec.constrained import choose, choose_and_rate
@@ -73,6 +75,18 @@ def a_walk(data: st.DataObject, asked: StructuredOutputsParams | None) -> list[i
     return [9] * len(steps) if asked is None else walk(grammars().start(asked), steps)
 
 
+@pytest.mark.skipif(native.library() is None, reason="no compiled kernels here")
+@given(st.integers(1, 3), st.integers(1, 200), st.integers(0, 99))
+def test_what_masks_leave_of_logits(rows: int, size: int, seed: int) -> None:
+    """Against numpy's bits; with masks of whole words of 32."""
+    generator = np.random.default_rng(seed)
+    masks = [generator.bytes(-(-size // 32) * 4) for _ in range(rows)]
+    logits = torch.from_numpy(generator.normal(size=(rows, size)).astype(np.float32)).bfloat16()
+    logits[:, :: seed + 1] = -torch.inf
+    expected = logits.clamp(min=-1e30).masked_fill(torch.from_numpy(forbidden(masks, size)), -torch.inf)
+    assert native.only_allowed(logits, masks, -1e30).equal(expected)
+
+
 @settings(deadline=None, max_examples=150)
 @given(st.data())
 def test_the_choice_is_that_of_every_mask_at_once(data: st.DataObject) -> None:
@@ -88,10 +102,11 @@ def test_the_choice_is_that_of_every_mask_at_once(data: st.DataObject) -> None:
             paths.append(path[:end])
     logits = some_logits(data, eager, paths)
     expected = Sampler([EOS]).choose(logits, eager, paths).tolist()
-    for _ in range(2):
-        assert choose(Sampler([EOS]), logits, lazy, paths) == expected
-        tokens, rates = choose_and_rate(Sampler([EOS]), logits, lazy, paths)
-        assert tokens == expected and all(rate <= 1e-5 for rate in rates)
+    for compiled in (data.draw(st.booleans()), True):
+        with torch.inference_mode(compiled):
+            found = choose(Sampler([EOS]), logits, lazy, paths)
+            tokens, rates = choose_and_rate(Sampler([EOS]), logits, lazy, paths)
+        assert found == tokens == expected and all(rate <= 1e-5 for rate in rates)
 
 
 @settings(deadline=None, max_examples=150)
@@ -111,7 +126,8 @@ def test_a_draft_is_verified_as_if_every_mask_were_there(data: st.DataObject) ->
     while expected == path[: len(expected)] and len(expected) < len(nodes):
         node = len(expected)
         expected += sampler.choose(logits[node : node + 1], [eager], [nodes[node]]).tolist()
-    assert verify(Proposal.of_chains([[7, *path]]), logits, [lazy], sampler).emitted == [expected]
+    with torch.inference_mode(data.draw(st.booleans())):
+        assert verify(Proposal.of_chains([[7, *path]]), logits, [lazy], sampler).emitted == [expected]
     assert lazy.grammar is not None
     for token in expected:
         lazy.grammar.commit(token)
@@ -153,6 +169,7 @@ def test_a_forced_token_is_chosen_by_nobody_and_certain() -> None:
     assert choose_and_rate(Sampler(), nothing, [request] * 2, [[], forced[:1]]) == (forced[:2], [0.0, 0.0])
 
 
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize(
     "params",
     [
@@ -165,11 +182,12 @@ def test_a_forced_token_is_chosen_by_nobody_and_certain() -> None:
     ],
     ids=lambda params: "".join(params) or "plain",
 )
-def test_what_depends_on_all_that_is_allowed_sees_the_mask(params: dict[str, Any]) -> None:
+def test_what_depends_on_all_that_is_allowed_sees_the_mask(params: dict[str, Any], compiled: bool) -> None:
     """Where many free choices are allowed ones, and cuts keep other tokens with the mask than without."""
     asked, temperature = StructuredOutputsParams(regex="[a-z ]{1,9}"), 1.0
     bad = torch.from_numpy(forbidden([EveryMask(asked).mask([])], VOCAB)[0])
     made = torch.randn(200, VOCAB, generator=torch.Generator().manual_seed(1)) + 1.5 * ~bad
+    made = made.bfloat16()
     allowed = 0
     for seed, logits in enumerate(made.split(1)):
         lazy, eager = (
@@ -177,6 +195,7 @@ def test_what_depends_on_all_that_is_allowed_sees_the_mask(params: dict[str, Any
         )
         free = a_request(None, {"temperature": temperature} | params, seed, eager=False)
         expected = Sampler().choose(logits, [eager], [[]]).tolist()
-        assert choose(Sampler(), logits, [lazy], [[]]) == expected
+        with torch.inference_mode(compiled):
+            assert choose(Sampler(), logits, [lazy], [[]]) == expected
         allowed += not bool(bad[choose(Sampler(), logits, [free], [[]])[0]])
     assert allowed > 20 or "logit_bias" in params

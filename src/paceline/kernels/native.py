@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-_FILES = ("native.c", "latent.c", "heads.c", "linear.c", "moe.c", "mla.c", "layer.c", "chain.c", "noise.c", "int8.c")
-SOURCES = tuple(Path(__file__).with_name(name) for name in _FILES)
+_FILES = ("native", "latent", "heads", "linear", "moe", "mla", "layer", "chain", "noise", "masks", "int8")
+SOURCES = tuple(Path(__file__).with_name(f"{name}.c") for name in _FILES)
 HEADERS = tuple(Path(__file__).with_name(name) for name in ("bf16.h", "quick_exp.h", "tile.h", "lanes.h", "native.h"))
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-fPIC")
 MAX_HALF_ROPE, MAX_EXPERTS = 256, 256  # sizes of the arrays in native.c
@@ -34,6 +34,7 @@ SIGNATURES = {
     "gumbel": [_POINTER] * 3 + [_LONG] * 2,
     "best_of": [_POINTER] * 3 + [_LONG] * 2,
     "choose": [_POINTER] * 6 + [_LONG] * 2 + [ctypes.c_int],
+    "only_allowed": [_POINTER] * 3 + [_LONG] * 3 + [_FLOAT],
     "rotate_and_norm": [_POINTER] * 4 + [_LONG] * 4 + [_FLOAT, ctypes.c_int],
     "causal_softmax": [_POINTER] + [_LONG] * 5,
     "route": [_POINTER] * 4 + [_LONG] * 4 + [ctypes.c_int, _FLOAT, ctypes.c_int],
@@ -160,6 +161,14 @@ def choose(
         chosen.data_ptr(), rated.data_ptr() if rate else None, rows, n, _threads(logits.numel()),
     )  # fmt: skip
     return chosen, rated
+
+
+def only_allowed(logits: Tensor, masks: Sequence[bytes], least: float) -> Tensor:
+    """Of logits [R, V], contiguous, those that the masks allow, raised to `least`; -inf for the rest. masks: R, of one
+    length, a bit for each token, the lowest of the first byte first."""
+    made = torch.empty_like(logits)
+    call("only_allowed", logits.data_ptr(), b"".join(masks), made.data_ptr(), *logits.shape, len(masks[0]), least)
+    return made
 
 
 def gumbel(keys: Tensor, hashes: Tensor) -> Tensor:

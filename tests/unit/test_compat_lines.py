@@ -285,8 +285,25 @@ def test_a_plain_export_is_a_copy(words: Callable[[str], list[str]], tmp_path: P
     written = {file.name: file.read_bytes() for file in (tmp_path / "OUT").iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= written.keys()
     assert all((bundled_model() / name).read_bytes() == content for name, content in written.items())
-    with pytest.raises(UserError, match="exists and is not empty"):
+    with pytest.raises(UserError, match=r"exists and is not empty.*--overwrite"):
         export_model.run(line)
+
+
+@pytest.mark.parametrize("quant", ["", "--quant_type weight_only_int8"], ids=["a copy", "int8"])
+def test_an_export_is_replaced_when_that_is_asked_for(
+    words: Callable[[str], list[str]], tmp_path: Path, quant: str
+) -> None:
+    """By the flag that the refusal names; never its own source, and nothing that is no checkpoint."""
+    line, out = EXPORT.replace("--quant_type weight_only_int8", quant) + " --overwrite", tmp_path / "OUT"
+    export_model.run(words(line))
+    (out / "left").touch()
+    export_model.run(words(line))
+    assert weights(out).is_file() and not (out / "left").exists()
+    with pytest.raises(UserError, match="is or holds the checkpoint that is read"):
+        export_model.run(words(line.replace("M --output_path", f"{out} --output_path")))
+    (out / "config.json").unlink()
+    with pytest.raises(UserError, match="something else than a checkpoint"):
+        export_model.run(words(line))
 
 
 @pytest.mark.parametrize(

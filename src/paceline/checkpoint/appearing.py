@@ -57,6 +57,12 @@ def check_target(target: Path, overwrite: bool, proof: str) -> None:
             )
 
 
+def check_apart(source: Path, target: Path) -> None:
+    """Raises UserError when a directory that is read would be replaced by what is made of it."""
+    if source.resolve().is_relative_to(target.resolve()):
+        raise UserError(f"{target} is or holds the checkpoint that is read: name another output directory.")
+
+
 def _put(draft: Path, target: Path, old: Path, overwrite: bool) -> None:
     """`draft` becomes `target`, in one step wherever the system can; what was there becomes `old` (or is left as
     `draft`), for the caller to remove."""

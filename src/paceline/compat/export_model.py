@@ -28,7 +28,11 @@ def _at_export(flag: Flag) -> Flag:
     return replace(flag, to="", default=None, help="", note="it is chosen when the exported directory is run")
 
 
-FLAGS = (Flag("output_path", help="the directory to write, new or empty"), *map(_at_export, paddlenlp.FLAGS))
+FLAGS = (
+    Flag("output_path", help="the directory to write, new or empty"),
+    Flag("overwrite", bool, help="replaces the checkpoint that is there, in one step (a flag of Paceline's own)"),
+    *map(_at_export, paddlenlp.FLAGS),
+)
 
 
 def run(words: Sequence[str]) -> None:
@@ -44,32 +48,33 @@ def run(words: Sequence[str]) -> None:
 
     options = line.options()
     source, target = resolve_model(options["model"]), Path(str(line.given["output_path"]))
-    _write(source, target, options.get("quantization"))
+    _write(source, target, options.get("quantization"), bool(line.given.get("overwrite")))
     print(f"{target} is written.", file=sys.stderr)
 
 
-def _write(source: Path, target: Path, quantization: str | None) -> None:
-    """Raises `UserError` for a bad checkpoint, or a target that exists."""
+def _write(source: Path, target: Path, quantization: str | None, overwrite: bool) -> None:
+    """Raises `UserError` for a bad checkpoint, or a target that may not be replaced."""
     from paceline.checkpoint.quantization import format_named, stored_format
     from paceline.config import ModelConfig
     from paceline.convert.quantize import plan_quantize, quantize
 
     form = format_named(quantization or "none")
     if form is None or stored_format(ModelConfig.from_dir(source).raw) is form:
-        _copy(source, target)
+        _copy(source, target, overwrite)
     else:
-        quantize(plan_quantize(source, form), target)
+        quantize(plan_quantize(source, form), target, overwrite=overwrite)
 
 
-def _copy(source: Path, target: Path) -> None:
+def _copy(source: Path, target: Path, overwrite: bool) -> None:
     """The checkpoint as it is, and what its tokenizer needs."""
-    from paceline.checkpoint.appearing import appearing
+    from paceline.checkpoint.appearing import appearing, check_apart
     from paceline.checkpoint.reader import INDEX, Checkpoint
     from paceline.convert.travelling import travelling
 
+    check_apart(source, target)
     files = {info.file for info in Checkpoint(source).values()}
     files |= {file for file in (source / "config.json", source / INDEX) if file.is_file()}
-    with appearing(target) as draft:
+    with appearing(target, overwrite) as draft:
         for file in sorted(files | set(travelling(source))):
             shutil.copyfile(file, draft / file.name)
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from paceline.checkpoint.appearing import appearing, check_target
+from paceline.checkpoint.appearing import appearing, check_apart, check_target
 from paceline.checkpoint.reader import Checkpoint, TensorInfo
 from paceline.convert.export_plan import Copy, ExportPlan
 from paceline.convert.export_write import MANIFEST, Advance, file_sum, write_rest, write_tensors
@@ -50,8 +50,7 @@ def export_mtp(
 
 def check_places(plan: ExportPlan, target: Path, overwrite: bool) -> None:
     """Raises UserError where `export_mtp` would not write: over its own source, or over what is no earlier export."""
-    if plan.source.resolve().is_relative_to(target.resolve()):
-        raise UserError(f"{target} is or holds the checkpoint that is read: name another output directory.")
+    check_apart(plan.source, target)
     check_target(target, overwrite, MANIFEST)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paceline.checkpoint.appearing import appearing, check_target
+from paceline.checkpoint.appearing import appearing, check_apart, check_target
 from paceline.checkpoint.dequant import quantised, read_weight
 from paceline.checkpoint.load import account
 from paceline.checkpoint.map import not_of_target
@@ -138,8 +138,7 @@ def quantize(
     An interrupted run leaves nothing. Raises UserError when `target` may not be replaced or cannot be written, or a
     tensor holds what no scale can hold."""
     target = Path(target)
-    if plan.source.resolve().is_relative_to(target.resolve()):
-        raise UserError(f"{target} is or holds the checkpoint that is read: name another output directory.")
+    check_apart(plan.source, target)
     check_target(target, overwrite, "config.json")
     try:
         with appearing(target, overwrite) as draft:

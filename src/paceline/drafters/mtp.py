@@ -21,7 +21,7 @@ the block, with where their modules began to see, so that a prefix hit can go on
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable
 from itertools import accumulate
 from typing import Any, cast
 
@@ -155,10 +155,13 @@ class MTPDrafter:
 
     # -- drafting
 
-    @torch.inference_mode()
     def propose(self, requests: list[Request], widths: list[int], deeper: Deeper | None = None) -> Proposal:
         if self.sleeps(requests, widths):
             return Proposal.of_chains([[request.tokens[-1]] for request in requests])
+        return self.awake(requests, widths, deeper)
+
+    @torch.inference_mode()
+    def awake(self, requests: list[Request], widths: list[int], deeper: Deeper | None) -> Proposal:
         left = [track for track in self.tracks.values() if track.left]
         ready = [self.tracks[request.row] for request in requests]
         for track, width in zip(ready, widths, strict=True):
@@ -268,22 +271,26 @@ class MTPDrafter:
     def note(self, passes: list[tuple[Track, int, int]], outputs: Tensor) -> None:
         """What `run` notes after each module, when all are through. passes: a track, a module (from 0) and how many
         rows it read, in the order of `outputs`, which the modules behind have read already."""
-        parts, sizes = [], []
-        for track, d, count in passes:
+        ended: list[tuple[Part, int]] = []
+        counts: list[int] = []
+        sizes: list[int] = []  # of all rows, in turn: what nobody waits for, and what the next module does
+        past, row, size = 0, 0, self.pool.block_size
+        for track, d, rows in passes:
             start = track.strands[d].start
-            committed = max(0, len(track.request.tokens) - start)
-            waits = committed if d + 1 == track.width else min(committed, 1)
-            parts.append((start, committed))
-            sizes += [committed - waits, waits, count - committed]
-        size, row = self.pool.block_size, 0
-        made = outputs.split_with_sizes([*sizes, outputs.shape[0] - sum(sizes)])
-        for (track, d, count), (start, committed), waits in zip(passes, parts, made[1::3], strict=False):
-            track.strands[d].read(committed)
-            if d + 1 < len(self.modules) and committed:
-                track.strands[d + 1].wait(waits, committed)
-            if self.prefix_caching and (start + committed) // size > start // size:
-                self.keep(d + 1, [Part(track, d + 1, start, committed, [], True)], [outputs[row : row + count]])
-            row += count
+            count = max(0, len(track.request.tokens) - start)
+            waiting = count if d + 1 == track.width else min(count, 1)
+            counts.append(count)
+            sizes += (past + count - waiting, waiting)
+            if (start + count) // size > start // size:
+                ended.append((Part(track, d + 1, start, count, [], True), row))
+            past, row = rows - count, row + rows
+        made = outputs.split_with_sizes([*sizes, outputs.shape[0] - sum(sizes)])[1::2]
+        for (track, d, _), count, waits in zip(passes, counts, made, strict=True):
+            track.strands[d].read(count)
+            if count and d + 1 < len(self.modules):
+                track.strands[d + 1].wait(waits, count)
+        if self.prefix_caching:
+            self.keep(ended, outputs)
 
     def readable(self, track: Track) -> int:
         """The committed tokens that have a slot."""
@@ -301,17 +308,13 @@ class MTPDrafter:
         drafting = [(part.track, end - 1) for part, end in zip(parts, accumulate(counts), strict=True) if part.drafts]
         out, ends = self.forward(d, rows, features, [end for _, end in drafting])
         found = self.choose(d, [track for track, _ in drafting], ends, deeper)
-        long = out.shape[0] > LONG
-        self.hand_on(d, parts, [x.clone() if long and x.shape[0] <= WINDOW else x for x in out.split(counts)])
-        return found
-
-    def hand_on(self, d: int, parts: list[Part], made: Sequence[Tensor]) -> None:
-        """What module d made of these parts goes to the next module, and beside the blocks."""
         if self.prefix_caching:
-            self.keep(d, parts, made)
+            self.keep(zip(parts, accumulate(counts, initial=0), strict=False), out)
         if d < len(self.modules):
-            for part, outputs in zip(parts, made, strict=True):
-                part.pass_on(outputs)
+            long = out.shape[0] > LONG
+            for part, outputs in zip(parts, out.split(counts), strict=True):
+                part.pass_on(outputs.clone() if long and outputs.shape[0] <= WINDOW else outputs)
+        return found
 
     def forward(self, d: int, rows: list[Row], features: Tensor, take: list[int]) -> tuple[Tensor, Tensor]:
         """A pass of module d: all outputs, and those in the rows `take`."""
@@ -340,15 +343,19 @@ class MTPDrafter:
             return tracks if going else [], states
         return [tracks[i] for i in going], states[going]
 
-    def keep(self, d: int, parts: list[Part], made: Sequence[Tensor]) -> None:
-        """What module d made of the last slots of blocks, beside the blocks."""
-        for part, outputs in zip(parts, made, strict=True):
-            ended = list(part.ended_blocks(self.pool.block_size))
-            for _, block in ended:
-                self.known[d - 1][block] = part.track.firsts(d)
-            if ended and d < len(self.kept):
-                rows, blocks = zip(*ended, strict=True)
-                self.kept[d, list(blocks)] = outputs[list(rows)]
+    def keep(self, parts: Iterable[tuple[Part, int]], outputs: Tensor) -> None:
+        """What modules made of the last slots of blocks, beside the blocks. parts: with the rows of `outputs` where
+        they begin."""
+        depths, ended, rows = [], [], []
+        for part, first in parts:
+            for row, block in part.ended_blocks(self.pool.block_size):
+                self.known[part.depth - 1][block] = part.track.firsts(part.depth)
+                if part.depth < len(self.kept):
+                    depths.append(part.depth)
+                    ended.append(block)
+                    rows.append(first + row)
+        if rows:
+            self.kept[depths, ended] = outputs[rows]
 
 
 def as_asked(track: Track) -> Asked:

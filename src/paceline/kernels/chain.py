@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import zip_longest
 from typing import NamedTuple
 
@@ -70,9 +70,6 @@ class _Chain(ctypes.Structure):
     )
 
 
-Made = tuple[Iterator[Tensor], list[int]]
-
-
 class Chain:
     """Drafts, each from its module's last output; beyond the last module from that one's own."""
 
@@ -88,11 +85,11 @@ class Chain:
         self.per_row = 3 * 8 + 2 * self.hidden + max(depth.module.room for depth in depths)
         self.per_request = 3 * 8 + 2 * self.hidden + 2 * self.vocab
 
-    def __call__(self, asked: Sequence[Asked], counts: list[list[int]], carried: Tensor) -> Made:
+    def __call__(self, asked: Sequence[Asked], counts: list[list[int]], carried: Tensor) -> tuple[Tensor, list[int]]:
         """asked: in order of falling width, of at least 1; counts: theirs. carried [.., hidden]: the features that
         wait, module by module, request by request. The outputs of each module's rows of each request, in the same
-        order; and the drafts, depth by depth, as many of each as there are requests. What the modules read is in the
-        pool afterwards."""
+        order, then those beyond the last module; and the drafts, depth by depth, as many of each as there are
+        requests. What the modules read is in the pool afterwards."""
         width, requests, threads = asked[0].width, len(asked), torch.get_num_threads()
         rows = counts[0] if requests == 1 else [sum(some) for some in zip_longest(*counts, fillvalue=0)]
         beyond = sum(max(0, a.width - len(self.depths)) for a in asked)
@@ -107,8 +104,7 @@ class Chain:
             "draft_chain", self.where, *lists, heats.buffer_info()[0], carried.data_ptr(), outputs.data_ptr(),
             drafts.buffer_info()[0], scratch.data_ptr(), room.data_ptr(), requests, max(rows), threads,
         )  # fmt: skip
-        by_part = [some[d] for d in range(len(rows)) for some in counts if len(some) > d]
-        return iter(outputs.split_with_sizes([*by_part, beyond])), drafts.tolist()
+        return outputs, drafts.tolist()
 
 
 def _numbers(asked: Sequence[Asked]) -> tuple[array[int], tuple[int, int, int, int]]:

@@ -32,9 +32,18 @@ class Strand:
     features: list[Tensor] = field(default_factory=list)
     waiting: int = 0
 
-    def wait(self, piece: Tensor) -> None:
+    def wait(self, piece: Tensor, count: int | None = None) -> None:
+        """count: rows that wait, where `piece` is only what will be left when all but the last is read."""
         self.features.append(piece)
-        self.waiting += piece.shape[0]  # here and below: of a tensor, `len` takes three times as long
+        self.waiting += piece.shape[0] if count is None else count  # of a tensor, `len` takes three times as long
+
+    def read(self, count: int) -> None:
+        """The first `count` rows of what waits, which leaves the last one or none."""
+        self.start, self.waiting = self.start + count, max(0, self.waiting - count)
+        last = self.features[-1:]
+        if self.waiting and last[0].shape[0] > 1:
+            last[0] = last[0][-1:]
+        self.features = last if self.waiting else []
 
     def drop(self, surplus: int) -> None:
         """Forgets the oldest `surplus` rows of what waits."""

@@ -24,6 +24,7 @@ from paceline.speculative_config import AUTO
 from paceline.tokenizer import IncrementalDecoder
 
 STATS_SECONDS = 0.2
+LOOK_SECONDS = 0.002  # between looks at the pipe while there is work: a look takes a hundredth of a short step
 
 
 class Worker:
@@ -31,20 +32,26 @@ class Worker:
         """interval: as in `Outbox`."""
         self.llm, self.engine, self.channel = llm, llm.engine, channel
         self._outbox = Outbox(interval)
-        self._told = 0.0
+        self._told, self._looked = 0.0, 0.0
         self._spare_cores: list[int] = []
         self._compiling = Compiling(llm.loaded.grammars)
 
     def run(self) -> None:
         self._take_cores()
         self.channel.send(self._ready(), self._stats())
-        while True:
-            for message in self.channel.receive(wait=not self.engine.has_unfinished and not self._compiling):
-                self._handle(message)
-            if self.channel.closed:
-                return
-            self._queue_compiled()
+        while not self.channel.closed:
+            self._look()
             self._step()
+
+    def _look(self) -> None:
+        """At what has come for the engine; for as long as it takes, when there is nothing else to do."""
+        idle, now = not self.engine.has_unfinished, monotonic()
+        if idle or now - self._looked > LOOK_SECONDS:
+            self._looked = now
+            for message in self.channel.receive(wait=idle and not self._compiling):
+                self._handle(message)
+        if self._compiling:
+            self._queue_compiled()
 
     def _take_cores(self) -> None:
         if self.engine.device is None or torch.device(self.engine.device).type == "cpu":

@@ -143,7 +143,7 @@ class Grammar:
         Where as many tokens are forced as may be drafted, drafting them is wasted work; else there is room for what may
         be forced behind the drafts. Example: width 4 and 5 tokens forced: no draft is made, and 5 places are kept."""
         forced = min(len(self._forced[0]), MOST_FORCED)
-        return (0, forced) if forced and forced >= width else (width, width + MOST_FORCED // 2)
+        return (0, forced) if forced >= width else (width, width + MOST_FORCED // 2)
 
     def allowed(self, path: Sequence[int]) -> int:
         """How many of these tokens, one after the other, may follow the committed ones."""

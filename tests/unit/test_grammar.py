@@ -125,6 +125,11 @@ def test_answers_have_the_form_whoever_drafts(
     plain = llm.with_options(drafter="none", max_num_seqs=1)
     prompts = ["one two three", "the quick brown fox"]
     expected = plain.generate(prompts, params)
+    off = [plain.engine.add_request(str(i), x.prompt_token_ids, params, drafter="none") for i, x in enumerate(expected)]
+    while plain.engine.has_unfinished:
+        plain.engine.step()
+    assert [request.generated for requests in off for request in requests] == tokens_of(expected)
+    assert all(set(request.origins) == {0} for requests in off for request in requests)
     for result in expected:
         for answer in result.outputs:
             pieces = [tokenizer().decode(answer.token_ids[:end]) for end in range(len(answer.token_ids) + 1)]
@@ -132,7 +137,7 @@ def test_answers_have_the_form_whoever_drafts(
                 assert regex.fullmatch(pattern, piece.rstrip("\ufffd"), partial=True), piece
             assert answer.finish_reason == "stop" and regex.fullmatch(pattern, answer.text), answer.text
             assert asked.form != "json" or json.loads(answer.text)
-            assert answer.speculation.forced == 0 and set(answer.origins) == {0}
+            assert answer.speculation.forced == answer.origins.count(FORCED) and set(answer.origins) <= {0, FORCED}
     for drafter in ("mtp", "ngram"):
         for k in (1, 3):
             found = llm.with_options(drafter=drafter, num_speculative_tokens=k).generate(prompts, params)
@@ -156,6 +161,8 @@ def test_forced_tokens_are_counted_apart(llm: LLM) -> None:
     while llm.engine.has_unfinished:
         llm.engine.step()
     assert off[0].generated == answer.token_ids and set(off[0].origins) == {0}
+    (undrafted,) = llm.with_options(drafter="none").generate("one", params)[0].outputs
+    assert undrafted.token_ids == answer.token_ids and undrafted.speculation.forced == stats.forced
 
 
 def test_forms_and_plain_answers_share_batches(llm: LLM) -> None:

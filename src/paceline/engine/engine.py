@@ -76,13 +76,14 @@ class Engine:
         drafter: str | None = None,
     ) -> list[Request]:
         """Queues `params.n` requests for one prompt. decoder: makes what turns ids into text; stop strings need it.
-        drafter: one of this engine's, or "none"; None is the first.
+        drafter: one of this engine's, or "none"; None is the first. Who asks for "none" or for 0 tokens gets one token
+        a step; for who does not, what a grammar forces is checked in one pass, whether anybody drafts here or not.
 
         Raises `UserError` for what cannot be done; nothing is queued then."""
         self.limits.check(prompt, params, num_speculative_tokens)
         assert decoder is not None or not params.stop, "stop strings need a decoder"
+        drafts = 0 if drafter == NOBODY else num_speculative_tokens
         drafter = chosen_drafter(drafter, self.drafter.name)
-        drafts = num_speculative_tokens if self.drafter.max_tokens and drafter != NOBODY else 0
         requests = make_requests(request_id, prompt, params, drafts, self.grammars, drafter)
         texts = [TextStream(decoder(), params.stop) if decoder is not None else None for _ in requests]
         limit = self.limits.max_model_len

@@ -132,6 +132,21 @@ def test_bodies_that_are_none(server: Served, path: str) -> None:
     goes_on(server)
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", COMPLETIONS])
+def test_the_short_way_and_the_framework_refuse_alike(server: Served, path: str) -> None:
+    """Another media type of JSON goes the framework's way (`serve.direct`)."""
+    bad = {name: f'{{"prompt": {value}, "messages": {value}}}'.encode() for name, value in VALUES.items()}
+    wrong = [json.dumps(WHOLE[path] | {name: "x"}).encode() for name in documented(server)[path]]
+    for number, content in enumerate([*RAW.values(), *bad.values(), *wrong]):
+        ways = [
+            server.post(path, content=content, headers={"Content-Type": kind})
+            for kind in ("application/json", "application/json; charset=utf-8", "application/x+json")
+        ]
+        if content and ways[0].status_code != 200:  # of an empty body the framework says that a field is missing
+            assert len({(way.status_code, way.text) for way in ways}) == 1, (number, [way.text for way in ways])
+        assert len({way.status_code for way in ways}) == 1
+
+
 @pytest.mark.parametrize("path", WHOLE)
 def test_unknown_and_doubled_fields(server: Served, path: str) -> None:
     whole = json.dumps(WHOLE[path])

@@ -56,7 +56,7 @@ class Direct:
 def parsed(content: bytes, kind: type[Body]) -> Body:
     """Raises what FastAPI raises for a body that is wrong."""
     try:
-        return kind.model_validate(json.loads(content))
+        return kind.model_validate(json.loads(content), from_attributes=True)  # as FastAPI does
     except ValidationError as error:
         problems = [problem | {"loc": ("body", *problem["loc"])} for problem in error.errors(include_url=False)]
         raise RequestValidationError(problems) from None

@@ -33,8 +33,8 @@ _ROOM = 2  # drafts beyond the plan, for those that turn out sure, where questio
 _QUESTION, _EACH = 8e-6, 3e-6  # seconds of asking after a depth, and for each request
 _WORTH = 0.02  # of a step's time: about what is gained by asking
 _FORGIVEN = 0.5  # what is left of requests' own histories at each decision without drafts
-# Of steps with drafts in a row: the first teach nothing, for modules have little context yet; then much, then little.
-_WARM, _YOUNG = 1, 64
+_WARM = 1  # first steps with drafts in a row that teach nothing: modules have little context yet
+_YOUNG = 64  # first steps with drafts, from all of which is learned; later, from those that the referee looks at
 _LESSONS = 8  # requests a step from which survival is learned, in turn
 _TRAFFIC, _ANSWER = 1000, 64  # steps of which prompts are remembered; tokens that a running request may still bring
 
@@ -115,7 +115,7 @@ class AdaptiveWidth:
             for request in ready
         ]
         self._switch(any(found))
-        if self._age and (self._looking or self._age < _YOUNG or self.asks):
+        if self._age and (self._looking or self.decisions.steps_on < _YOUNG or self.asks):
             self._lessons = self._lessons_of(ready)
         return found
 

@@ -62,7 +62,10 @@ class Referee:
         best = max(range(len(scores)), key=lambda k: scores[k] - changing[k] / _USE)
         way = self._tried(scores, best, changing) if best == self._best else best
         longest = max(_STAY, round(_SECONDS / seconds[way]))
-        self._stay = min(2 * self._stay, longest) if way == best == self._way else _LOOKS
+        if best != self._best:
+            self._stay = _LOOKS
+        elif way == best == self._way:
+            self._stay = min(2 * self._stay, longest)
         fresh = self._fresh_of(way)
         self.trials += way != best and fresh > 0
         self._left = fresh + (self._stay if way == best == self._best else _GLANCES)

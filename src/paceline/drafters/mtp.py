@@ -99,16 +99,14 @@ class MTPDrafter:
                 self.recent.clear()
             self.recent.append(seen)
             return
-        offset, long = 0, seen.hidden.shape[0] > LONG
-        for request, row, first, count, blocks in zip(
-            seen.requests, seen.rows, seen.first, seen.count, seen.blocks, strict=True
+        long, pieces = seen.hidden.shape[0] > LONG, seen.hidden.split_with_sizes(seen.count)
+        for request, row, first, features, blocks in zip(
+            seen.requests, seen.rows, seen.first, pieces, seen.blocks, strict=True
         ):
             track = self.tracks.get(row)
             if track is None:
                 track = self.tracks[row] = self.begin(request, blocks, first)
-            features = seen.hidden[offset : offset + count]
-            track.strands[0].wait(features.clone() if long and count <= WINDOW else features)
-            offset += count
+            track.strands[0].wait(features.clone() if long and features.shape[0] <= WINDOW else features)
         if self.prefix_caching:
             self.mark(seen)
 

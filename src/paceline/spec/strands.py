@@ -33,12 +33,12 @@ class Strand:
     waiting: int = 0
 
     def wait(self, piece: Tensor, count: int | None = None) -> None:
-        """count: rows that wait, where `piece` is only what will be left when all but the last is read."""
+        """count: more rows than the piece has, where those before it are read already and `read` will tell so."""
         self.features.append(piece)
         self.waiting += piece.shape[0] if count is None else count  # of a tensor, `len` takes three times as long
 
     def read(self, count: int) -> None:
-        """The first `count` rows of what waits, which leaves the last one or none."""
+        """The module read the first `count` rows of what waits: all, or all but the last."""
         self.start, self.waiting = self.start + count, max(0, self.waiting - count)
         last = self.features[-1:]
         if self.waiting and last[0].shape[0] > 1:

@@ -50,7 +50,7 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     path = resolve_model(args.model)
     target = load_target(path)
-    mtp = load_mtp(path, target)
+    mtp = load_mtp(path, target, quantization="auto")
     cases = [Case(*sizes) for sizes in product(args.requests, args.rows, args.contexts)]
     names = ["target", *(f"depth {d + 1}" for d in range(len(mtp.depths)))]
     passes = passes_of(target, mtp, cases)

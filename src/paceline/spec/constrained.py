@@ -18,6 +18,9 @@ from paceline.sampling import Sampler, mask_can_wait
 
 def choose(sampler: Sampler, logits: Tensor, requests: Sequence[Request], paths: Sequence[list[int]]) -> list[int]:
     """As `Sampler.choose`, on the host."""
+    if all(request.grammar is None for request in requests):
+        tokens: list[int] = sampler.choose(logits, requests, paths).tolist()
+        return tokens
     choices = Choices(sampler, logits, requests, paths)
     choices.settle(range(len(requests)))
     return choices.tokens
@@ -27,7 +30,9 @@ def choose_and_rate(
     sampler: Sampler, logits: Tensor, requests: Sequence[Request], paths: Sequence[list[int]]
 ) -> tuple[list[int], list[float]]:
     """As `Sampler.choose_and_rate`; but a free choice that stands is rated as it was made, among all tokens: no more
-    than its rate among the allowed ones, which would take the mask. A forced token is certain: 0."""
+    than its rate among the allowed ones, which would take the mask. A token known to be forced is certain: 0."""
+    if all(request.grammar is None for request in requests):
+        return sampler.choose_and_rate(logits, requests, paths)
     choices = Choices(sampler, logits, requests, paths, rated=True)
     choices.settle(range(len(requests)))
     return choices.tokens, choices.rates

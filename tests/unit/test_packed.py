@@ -105,6 +105,30 @@ def test_attention_in_one_call_is_for_whole_blocks() -> None:
         assert all((layer._half is not None) == found for layer in model.layers)
 
 
+@pytest.mark.skipif(not hasattr(native.library(), "decoder_layer"), reason="this CPU has no bf16 products of our own")
+def test_parts_of_a_layer_in_one_call_are_packed_when_they_are_asked() -> None:
+    """Not in memory a third time before; then once, and they say the same."""
+    model = model_of(ONE_CALL)
+    model.pack()
+    parts = [part for layer in model.layers for part in layer.modules() if isinstance(part, Linear)]
+    assert parts and all(layer.whole is not None for layer in model.layers)
+    tokens = list(range(4, 24))
+    whole = states(model, tokens, [20], list(range(12)))
+    assert [part._packed for part in parts] == [None] * len(parts) and model.lm_head._packed is not None
+    for layer in model.layers:
+        layer.whole = None
+    assert torch.equal(states(model, tokens, [20], list(range(12))), whole)
+    for layer in model.layers:
+        layer._half = None
+    torch.testing.assert_close(states(model, tokens, [20], list(range(12))), whole, rtol=0.1, atol=0.1)
+    asked = [part._packed for part in parts if part._packed is not None]
+    assert len(asked) == 4 * len(model.layers) and not any(packed.is_inference() for packed in asked)
+    states(model, tokens, [20], list(range(12)))
+    assert all(
+        now is before for now, before in zip((p.packed for p in parts if p._packed is not None), asked, strict=True)
+    )
+
+
 @pytest.mark.skipif(not hasattr(native.library(), "mtp_module"), reason="this CPU has no bf16 products of our own")
 @torch.inference_mode()
 def test_a_module_in_one_call_says_what_its_parts_say() -> None:

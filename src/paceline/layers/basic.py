@@ -9,32 +9,48 @@ from torch import Tensor, nn
 
 from paceline.kernels import gated, pack_weight, packed_linear, rms_norm
 from paceline.kernels.layer import Mixture
-from paceline.kernels.moe import pack_experts
+from paceline.kernels.moe import PackedExperts, gated_experts, pack_experts
 from paceline.kernels.pages import Pages
 
 
 class Linear(nn.Module):
-    """y = x W^T (+ b). weight [out, in];
-    `pack` lays the weight out once for the CPU's bf16 products (same bits, less time)."""
+    """y = x W^T (+ b). weight [out, in]; after `pack` it is laid out once for the CPU's bf16 products (same bits, less
+    time), when first it is asked for: in a layer that is one call that may be never."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
-        self.packed: Tensor | None = None
+        self._packed: Tensor | None = None
+        self._pages: Pages | None = None  # where it will be laid out
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.packed is not None:
-            return packed_linear(x, self.packed, self.bias)
+        packed = self.packed
+        if packed is not None:
+            return packed_linear(x, packed, self.bias)
         return F.linear(x, self.weight, self.bias)
 
     def numbers(self) -> Tensor:
         """The weight, whatever it is kept in."""
         return self.weight
 
+    @property
+    def packed(self) -> Tensor | None:
+        """The weight as `packed_linear` reads it; None before `pack`, and where there is no such product."""
+        self.lay_out()
+        return self._packed
+
     def pack(self, pages: Pages) -> None:
-        packed = pack_weight(self.weight)
-        self.packed = None if packed is None else pages.keep(packed)
+        self._packed, self._pages = None, pages
+
+    def lay_out(self) -> None:
+        """What `packed` does first, once."""
+        if self._pages is None:
+            return
+        with torch.inference_mode(False), torch.no_grad():
+            packed = pack_weight(self.weight)
+            self._packed = None if packed is None else self._pages.keep(packed)
+        self._pages = None
 
 
 class Embedding(nn.Module):
@@ -68,8 +84,11 @@ class GatedMLP(nn.Module):
         super().__init__()
         self.gate_up = Linear(hidden_size, 2 * intermediate_size)
         self.down = Linear(intermediate_size, hidden_size)
+        self._compiled: PackedExperts | None = None
 
     def forward(self, x: Tensor) -> Tensor:
+        if self._compiled is not None:  # as the layer in one call has it, bit for bit
+            return gated_experts(x, None, 0, self._compiled)
         out: Tensor = self.down(gated(self.gate_up(x)))
         return out
 
@@ -80,6 +99,8 @@ class GatedMLP(nn.Module):
             return None
         gate, up = self.gate_up.numbers().chunk(2)
         packed = pack_experts([gate], [up], [self.down.numbers()], pages, codes)
+        if not codes:
+            self._compiled = packed
         return None if packed is None else Mixture(packed)
 
     def weights(self) -> dict[str, Tensor]:

@@ -58,7 +58,7 @@ class DecoderLayer(nn.Module):
         return self.self_attn.with_norms(*norms, pages, codes) if isinstance(self.self_attn, MLA) else None
 
     def _around(self, half: HalfLayer | None, pages: Pages, codes: bool = False) -> PackedLayer | None:
-        mixture = self.mlp.mixture(pages, codes) if isinstance(self.mlp, GatedMLP | MoE) else None
+        mixture = self.mlp.mixture(pages, codes) if half and isinstance(self.mlp, GatedMLP | MoE) else None
         return PackedLayer(half, mixture) if half and mixture else None
 
     def weights(self) -> dict[str, Tensor]:
@@ -140,10 +140,16 @@ class DecoderModel(nn.Module):
 
 def pack(model: nn.Module) -> None:
     """Lays every weight out once for the CPU; call it after loading.
-    Packed copies follow no later change of the weights."""
-    pages = Pages()
+    Packed copies follow no later change of the weights. What a layer in one call has packed is not packed for its parts
+    as well before somebody asks for them (trees do)."""
+    pages, modules = Pages(), list(model.modules())
     with torch.no_grad():
-        for module in reversed(list(model.modules())):  # parts first
+        for module in reversed(modules):  # parts first
             packs = getattr(module, "pack", None)
             if module is not model and callable(packs):
                 packs(pages)
+    whole = [layer for layer in modules if isinstance(layer, DecoderLayer) and layer.whole is not None]
+    later = {part for layer in whole for part in layer.modules()}
+    for module in modules:
+        if isinstance(module, Linear) and module not in later:
+            module.lay_out()  # now, not in the first pass

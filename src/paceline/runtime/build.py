@@ -52,6 +52,7 @@ def load_target(
     model = allocate(lambda: quantised(build_model(config), form, plain), _dtype(dtype, config), device)
     model.form = form
     load_weights(model.weights(), checkpoint, ignored=lambda name: not_of_target(name, config))
+    checkpoint.release()
     model.eval().requires_grad_(False)
     model.pack()
     return model

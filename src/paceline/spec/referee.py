@@ -4,7 +4,7 @@ A forecast is as good as its table, and what no table holds (caches that drafts 
 for batches of each size there are a few ways to go: no drafts, and 1, 2, 3, 5 or 8 for each request. How much longer
 each takes than forecast is believed more or less (`belief`), and the way that seems best is gone:
 
-    score = log(tokens / seconds as forecast) - error believed
+    score = log(tokens / seconds as forecast) - error believed - (1 % if there are drafts)
 
 Another way is tried for some steps where what may be learned is worth more than it costs. A look at it would move its
 difference d to the best one by a Gaussian of standard deviation s; only where that turns the sign is anything gained:
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import erfc, exp, log, pi, sqrt
+from operator import truediv
 from statistics import median
 
 from paceline.spec.belief import Belief, prior_of
@@ -32,6 +33,7 @@ _LOOKS, _GLANCES = 8, 3  # steps that are looked at before a decision; of a tria
 _STAY, _SECONDS = 32, 0.25  # between two decisions, where nothing changes: steps, or more if they take less than that
 _ENOUGH = 2  # looks, and standard deviations, after which a trial may be hopeless
 _NOISE, _FOLLOWS = 0.1, 0.1  # of one step, at first; how fast its estimate follows
+_PLAIN = 0.01  # what drafts must bring, for nothing may be slower than none
 _UNLIKE = 0.5  # what is forgotten when a batch is judged by what is known of one e times as large
 
 
@@ -57,7 +59,8 @@ class Referee:
         self._conclude()
         self._turn_to(requests)
         belief = self._belief
-        scores = [log(t / s) - belief.error(k) for k, (t, s) in enumerate(zip(tokens, seconds, strict=True))]
+        rates = map(truediv, tokens, seconds)
+        scores = [log(rate) - belief.error(k) - _PLAIN * (k > 0) for k, rate in enumerate(rates)]
         changing = [max(0.0, x - reading[self._way]) / s for x, s in zip(reading, seconds, strict=True)]
         best = max(range(len(scores)), key=lambda k: scores[k] - changing[k] / _USE)
         way = self._tried(scores, best, changing) if best == self._best else best

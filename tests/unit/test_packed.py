@@ -141,7 +141,8 @@ def test_a_module_in_one_call_says_what_its_parts_say() -> None:
     model.pack()
     assert isinstance(module, MTPDepth) and all(layer.whole is not None for layer in model.layers)
     generator = torch.Generator().manual_seed(1)
-    tokens, features = torch.randint(4, 300, (50,), generator=generator).tolist(), torch.randn(50, 64).to(BF16)
+    tokens = torch.randint(4, 300, (50,), generator=generator).tolist()
+    features = torch.randn(50, 64, generator=generator).to(BF16)
 
     def outputs(chunks: list[int]) -> Tensor:
         pool, parts, place = Pool(mtp.cache, 64, 8, BF16), [], 1
@@ -158,7 +159,8 @@ def test_a_module_in_one_call_says_what_its_parts_say() -> None:
     assert mtp.codes
     coded = outputs([50])
     assert torch.equal(outputs([1, 2, 3, 5, 39]), coded)
-    assert 0 < (coded - whole).float().norm() < 0.05 * whole.float().norm()
+    apart = (coded - whole).float().norm(dim=1) / whole.float().norm(dim=1)
+    assert 0 < apart.median() < 0.05  # of a row: a near tie between experts may turn a few rows
     words, heads = model.lm_head(coded).float(), module.logits(coded).float()
     assert 0 < (heads - words).norm() < 0.03 * words.norm()
     mtp.pack()

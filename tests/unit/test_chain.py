@@ -35,13 +35,16 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
 
 
 class Widths(FixedWidth):
-    """From a seed, often the same for all, often 0."""
+    """From a seed, often the same for all, often 0; deep ones only now and then."""
 
     def __init__(self, seed: int) -> None:
         super().__init__(0)
-        self.rng = random.Random(seed)
+        self.rng, self.steps = random.Random(seed), 0
 
     def widths(self, ready: list[Request]) -> list[int]:
+        self.steps += 1
+        if self.steps % 24 > 9:  # so long that modules behind the first fall out of use
+            return [self.rng.choice((1, 1, 1, 0)) for _ in ready]
         same = self.rng.choice((None, None, 0, 1, 3, 4))
         return [self.rng.choice((0, 1, 2, 3, 5)) if same is None else same for _ in ready]
 
@@ -59,8 +62,9 @@ def assert_same(one: MTPDrafter, other: MTPDrafter) -> None:
     for row, track in one.tracks.items():
         assert (track.drafts, track.goes_on) == (other.tracks[row].drafts, other.tracks[row].goes_on)
         for a, b in zip(track.strands, other.tracks[row].strands, strict=True):
-            assert (a.first, a.start, a.waiting) == (b.first, b.start, b.waiting)
-            assert torch.equal(torch.cat([one.kept[0, :0], *a.features]), torch.cat([one.kept[0, :0], *b.features]))
+            assert (a.first, a.start, a.waiting, a.passed) == (b.first, b.start, b.waiting, b.passed)
+            for mine, theirs in ((a.features, b.features), (a.past, b.past)):
+                assert torch.equal(torch.cat([one.kept[0, :0], *mine]), torch.cat([one.kept[0, :0], *theirs]))
 
 
 def few_words(head: Tensor) -> None:
@@ -104,6 +108,13 @@ def compare(
     return served, sum(request.stats.accepted for request in requests)
 
 
+def add_some(engine: Engine, seed: int) -> None:
+    engine.policy.policy, drafter_of(engine).use = Widths(seed), [1.0, 0.0, 0.0]
+    for i in range(4):
+        params = SamplingParams(max_tokens=60, ignore_eos=True, seed=i, temperature=i / 4)
+        engine.add_request(str(i), list(range(10 + i, 20 + 5 * i)), params)
+
+
 prompts = st.lists(st.lists(st.integers(4, 300), min_size=1, max_size=40), min_size=1, max_size=6)
 modes: list[dict[str, Any]] = [
     {},
@@ -138,3 +149,28 @@ def test_the_comparison_compares(loaded: Loaded, heats: list[float | None], kind
     assert chain is not None and {depth.head.dtype for depth in chain.depths} == {dtype}
     served, right = compare(loaded, config, [list(range(10 + i, 20 + 5 * i)) for i in range(4)], 5, heats)
     assert served > 5 and right > 5
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize("seed", range(4))
+def test_what_nobody_hears_changes_no_draft(
+    loaded: Loaded, seed: int, at_once: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Modules that leave out outputs, and make them later if somebody wants to draft deeper, against modules that make
+    them all."""
+    engines = [loaded.engine(replace(BASE, enable_prefix_caching=False)) for _ in range(2)]
+    quiet, loud = map(drafter_of, engines)
+    monkeypatch.setattr(loud, "is_last", lambda depth: False)
+    passed = deep = 0
+    for engine in engines:
+        add_some(engine, seed)
+        if not at_once:
+            drafter_of(engine).chain = None
+    while engines[0].has_unfinished:
+        for engine in engines:
+            engine.step()
+        for row, track in quiet.tracks.items():
+            assert track.drafts == loud.tracks[row].drafts
+            passed += track.strands[0].passed > 8
+            deep += len(track.drafts) > 1
+    assert passed > 10 and deep > 10

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from conftest import MTP_FAMILIES, random_weights, tiny_config
 from paceline.batch import Row, make_batch
-from paceline.cache.attend import PagedAttend
+from paceline.cache.attend import PagedAttend, Wanted
 from paceline.cache.pool import Pool
 from paceline.config import ModelConfig
 from paceline.kernels import gated, native, pack_weight, rowwise
@@ -153,9 +153,29 @@ def test_a_module_in_one_call_says_what_its_parts_say() -> None:
         return torch.cat(parts)
 
     assert module._whole is not None and module.block.whole is not None
+
+    def wanted(rows: list[int], tail: int) -> tuple[Tensor, Tensor]:
+        """The last `tail` outputs of each of some requests; their other rows only leave keys and values."""
+        pool, starts = Pool(mtp.cache, 64, 8, BF16), [sum(rows[:i]) for i in range(len(rows))]
+        each = [
+            Row(tokens[start : start + n], 1, list(range(9 * i, 9 * i + 9)))
+            for i, (start, n) in enumerate(zip(starts, rows, strict=True))
+        ]
+        ends = [row._replace(tokens=row.tokens[-tail:], place=1 + len(row.tokens) - tail) for row in each]
+        index = [start + n - tail + i for start, n in zip(starts, rows, strict=True) for i in range(tail)]
+        batch, some = make_batch(each, 8, first=1), Wanted(torch.tensor(index), make_batch(ends, 8, first=1))
+        everything = module(batch.tokens, batch.positions, PagedAttend(pool, batch), features)
+        other = Pool(mtp.cache, 64, 8, BF16)
+        found = module(batch.tokens, batch.positions, PagedAttend(other, batch, some), features)
+        assert torch.equal(found, everything[index]) and found.shape[0] == tail * len(rows)
+        return pool.memory[0], other.memory[0]
+
     whole = outputs([50])
     assert torch.equal(outputs([1, 2, 3, 5, 39]), whole)
+    for rows, tail in (([50], 1), ([20, 30], 1), ([7, 13, 30], 5)):
+        assert torch.equal(*wanted(rows, tail))
     mtp.pack(codes=True)
+    assert torch.equal(*wanted([20, 30], 2))
     assert mtp.codes
     coded = outputs([50])
     assert torch.equal(outputs([1, 2, 3, 5, 39]), coded)

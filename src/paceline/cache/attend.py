@@ -6,16 +6,41 @@ only a scattered one is gathered. The allocator prefers neighbours, so that copi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate, pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from paceline.batch import ForwardBatch
+from paceline.batch import ForwardBatch, Row, make_batch
 from paceline.cache.pool import SPARE_SLOTS, Pool
 from paceline.kernels import PIECE, Sight, attend_rows, heads, latent, mla
+
+
+class Wanted(NamedTuple):
+    """Those rows of a pass whose outputs are read: which they are [T' < T], and a pass over them alone."""
+
+    rows: Tensor
+    batch: ForwardBatch
+
+    @staticmethod
+    def of(
+        rows: Sequence[Row], counts: Sequence[int], block_size: int, first: int, device: torch.device
+    ) -> Wanted | None:
+        """counts: how many outputs of each request, the last ones. None where that is all. Else as `make_batch`."""
+        lengths = [len(row.tokens) for row in rows]
+        if counts == lengths:
+            return None
+        tails = [
+            row._replace(tokens=row.tokens[-count:], place=row.place + length - count)
+            for row, length, count in zip(rows, lengths, counts, strict=True)
+        ]
+        ends = accumulate(lengths)
+        index = [i for end, count in zip(ends, counts, strict=True) for i in range(end - count, end)]
+        return Wanted(torch.tensor(index, device=device), make_batch(tails, block_size, first=first, device=device))
 
 
 @dataclass(frozen=True)
@@ -33,8 +58,9 @@ class PagedAttend:
 
     absorbed = True
 
-    def __init__(self, pool: Pool, batch: ForwardBatch) -> None:
-        self.pool, self.batch = pool, batch
+    def __init__(self, pool: Pool, batch: ForwardBatch, wanted: Wanted | None = None) -> None:
+        """wanted: compiled layers may leave out the outputs of all others."""
+        self.pool, self.batch, self.wanted = pool, batch, wanted
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         pool, batch = self.pool, self.batch
@@ -65,7 +91,11 @@ class PagedAttend:
 
     @cached_property
     def all_layers(self) -> mla.Pass:
-        return mla.Pass(self.batch.slots, self.tables, self.pool.block_size, self.pool.spec.num_kv_heads)
+        sizes = self.pool.block_size, self.pool.spec.num_kv_heads, self.pool.room
+        if self.wanted is None:
+            return mla.Pass(self.batch.slots, self.tables, *sizes)
+        only = PagedAttend(self.pool, self.wanted.batch)
+        return mla.Pass(self.batch.slots, self.tables, *sizes, only.all_layers, self.wanted.rows)
 
     @cached_property
     def tables(self) -> latent.Tables:

@@ -15,13 +15,13 @@ SPARE_SLOTS = 64
 
 class Pool:
     """memory [layers][slots, numbers of a token], and views of it: k [layers][slots, Hkv, k_dim] (without what heads
-    share), shared [layers][slots, spec.shared], v [layers][slots, Hkv, v_dim] (of latents the first part of k). Raises
-    `UserError` when there is not that much memory."""
+    share), shared [layers][slots, spec.shared], v [layers][slots, Hkv, v_dim] (of latents the first part of k). room:
+    for one pass at a time to work in. Raises `UserError` when there is not that much memory."""
 
     def __init__(
         self, spec: CacheSpec, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device | str = "cpu"
     ) -> None:
-        self.spec, self.num_blocks, self.block_size = spec, num_blocks, block_size
+        self.spec, self.num_blocks, self.block_size, self.room = spec, num_blocks, block_size, pages.Room()
         slots, heads, own = num_blocks * block_size + SPARE_SLOTS, spec.num_kv_heads, spec.k_dim - spec.shared
         widths = (heads * own, spec.shared, 0 if spec.latent else heads * spec.v_dim)
         try:

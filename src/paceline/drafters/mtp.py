@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from paceline.batch import Row, make_batch
-from paceline.cache.attend import PagedAttend
+from paceline.cache.attend import PagedAttend, Wanted
 from paceline.cache.pool import Pool
 from paceline.config import MAX_SPECULATIVE_TOKENS, EngineConfig
 from paceline.drafters.base import Deeper, Seen
@@ -41,6 +41,7 @@ from paceline.sampling import Sampler
 from paceline.spec.constrained import choose, choose_and_rate
 from paceline.spec.proposal import Proposal
 from paceline.spec.strands import LONG, MOST, WINDOW, Part, Strand, Track
+from paceline.speculative_config import AUTO
 
 # A module that few draft with is not worth reading prompts: where of late fewer than one request in four drafted so
 # deep, it begins with what has waited when somebody does. Of late: each step counts so much, so a trial is too short.
@@ -54,9 +55,18 @@ class MTPDrafter:
 
     name = "mtp"
 
-    def __init__(self, mtp: MTP, pool: Pool, sampler: Sampler, source: str, prefix_caching: bool = True) -> None:
+    def __init__(
+        self,
+        mtp: MTP,
+        pool: Pool,
+        sampler: Sampler,
+        source: str,
+        prefix_caching: bool = True,
+        adaptive: bool = False,
+    ) -> None:
         """source: where the modules come from, for the user to look at when they guess wrong. prefix_caching: whether
-        blocks may be found again, so that what goes on behind them is kept."""
+        blocks may be found again, so that what goes on behind them is kept. adaptive: whether it turns out how many
+        drafts are wanted."""
         self.mtp, self.pool, self.sampler, self.prefix_caching = mtp, pool, sampler, prefix_caching
         self.suspects = (
             f"the MTP modules of {source}: eh_proj with its halves in the other order, a missing or foreign embedding, "
@@ -72,7 +82,8 @@ class MTPDrafter:
         self.kept = pool.k[0].new_zeros(depths, pool.num_blocks, hidden)
         self.known: list[list[tuple[int, ...] | None]] = [[None] * pool.num_blocks for _ in range(depths)]
         self.tracks: dict[int, Track] = {}  # by row
-        self.use = [1.0] * depths  # by module: the share of requests that drafted with it of late
+        # By module, the share of requests that drafted with it of late; of deeper ones nothing is expected at first.
+        self.use = [1.0] + [float(not adaptive)] * (depths - 1)
         self.quiet, self.asleep = 0, False  # steps in a row with few drafts; whether nothing is followed
         self.recent: deque[Seen] = deque(maxlen=_RECENT)  # what was seen meanwhile
 
@@ -89,7 +100,8 @@ class MTPDrafter:
         pool = Pool(mtp.cache, target.num_blocks, target.block_size, target.k[0].dtype, target.k[0].device)
         sampler = Sampler(target_runner.model.config.eos_token_ids)
         source = config.draft_model or str(target_runner.path)
-        return cls(mtp, pool, sampler, source, config.enable_prefix_caching)
+        adaptive = config.num_speculative_tokens == AUTO
+        return cls(mtp, pool, sampler, source, config.enable_prefix_caching, adaptive)
 
     # -- what the target read
 
@@ -163,7 +175,7 @@ class MTPDrafter:
         left = [track for track in self.tracks.values() if track.left]
         ready = [self.tracks[request.row] for request in requests]
         for track, width in zip(ready, widths, strict=True):
-            track.plan(width)
+            track.plan(width, self.is_last(width))
         reading = self.reading(ready) if len(left) + len(ready) < len(self.tracks) else []
         ending = self.ending(left, ready) if left and self.prefix_caching else []
         if reading or ending or any(widths):
@@ -197,7 +209,7 @@ class MTPDrafter:
             if track in here or track.left:
                 continue
             followed = 0 if track.request.num_speculative_tokens == 0 else self.followed
-            track.plan(followed)
+            track.plan(followed, self.is_last(followed))
             track.goes_on = False
             if followed:
                 found.append(track)
@@ -208,12 +220,18 @@ class MTPDrafter:
         """How many modules read prompts."""
         return next((d for d, use in enumerate(self.use) if use < _FOLLOWED), len(self.use))
 
+    def is_last(self, depth: int) -> bool:
+        """Whether hardly anybody drafts deeper than that, or nobody can."""
+        return depth >= len(self.use) or self.use[depth] < _FOLLOWED
+
     def ending(self, left: list[Track], ready: list[Track]) -> list[Track]:
         """Those that left and still have to read for prefix hits, each with as many modules as kept up. Where one of
         their blocks is another's by now, they read at once, before it is written."""
         for track in left:
             kept_up = [strand.start > strand.first and strand.waiting <= MOST for strand in track.strands]
-            track.width, track.goes_on = [*kept_up, False].index(False), False
+            behind = [False, *(strand.passed > 0 for strand in track.strands)]
+            track.width = [ok and not late for ok, late in zip([*kept_up, False], behind, strict=True)].index(False)
+            track.goes_on, track.silent = False, True
         found = [track for track in left if track.width]
         theirs = {block for track in found for block in track.blocks}
         if any(not theirs.isdisjoint(track.blocks) for track in ready):
@@ -254,7 +272,7 @@ class MTPDrafter:
         if sum(map(sum, counts)) > LONG or not all(some[0] > 0 for some in counts):
             return False
         passes = [
-            (track, d, some[d])
+            (track, d, 1 if track.silent and d + 1 == len(some) else some[d])
             for d in range(len(counts[0]))
             for track, some in zip(tracks, counts, strict=True)
             if len(some) > d
@@ -267,8 +285,8 @@ class MTPDrafter:
         return True
 
     def note(self, passes: list[tuple[Track, int, int]], outputs: Tensor) -> None:
-        """What `run` notes after each module, when all are through. passes: a track, a module (from 0) and how many
-        rows it read, in the order of `outputs`, which the modules behind have read already."""
+        """What `run` notes after each module, when all are through. passes: a track, a module (from 0) and of how many
+        rows there are outputs, in the order of `outputs`, which the modules behind have read already."""
         ended: list[tuple[Part, int]] = []
         counts: list[int] = []
         sizes: list[int] = []  # of all rows, in turn: what nobody waits for, and what the next module does
@@ -276,16 +294,21 @@ class MTPDrafter:
         for track, d, rows in passes:
             start = track.strands[d].start
             count = max(0, len(track.request.tokens) - start)
-            waiting = count if d + 1 == track.width else min(count, 1)
+            silent = track.silent and d + 1 == min(track.width, len(self.modules))
+            again = track.silent and track.width < len(self.modules)  # its last module may read these rows once more
+            waiting = 0 if silent else count if d + 1 >= track.width - again else min(count, 1)
             counts.append(count)
-            sizes += (past + count - waiting, waiting)
+            ends = rows if silent else count
+            sizes += (past + ends - waiting, waiting)
             if (start + count) // size > start // size:
                 ended.append((Part(track, d + 1, start, count, [], True), row))
-            past, row = rows - count, row + rows
+            past, row = rows - ends, row + rows
         made = outputs.split_with_sizes([*sizes, outputs.shape[0] - sum(sizes)])[1::2]
         for (track, d, _), count, waits in zip(passes, counts, made, strict=True):
-            track.strands[d].read(count)
-            if count and d + 1 < len(self.modules):
+            further = d + 1 < len(self.modules)
+            silent = track.silent and d + 1 == track.width
+            track.strands[d].read(count, silent and further)
+            if count and further and not silent:
                 track.strands[d + 1].wait(waits, count)
         if self.prefix_caching:
             self.keep(ended, outputs)
@@ -302,22 +325,30 @@ class MTPDrafter:
         pieces = [piece for part in parts for piece in part.take()]
         features = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
         rows = [Row(p.tokens, p.start, p.track.blocks, p.track.strands[d - 1].first) for p in parts]
-        counts = [len(part.tokens) for part in parts]
+        counts = [part.wanted for part in parts]
         drafting = [(part.track, end - 1) for part, end in zip(parts, accumulate(counts), strict=True) if part.drafts]
-        out, ends = self.forward(d, rows, features, [end for _, end in drafting])
+        out, ends = self.forward(d, rows, features, [end for _, end in drafting], counts)
         found = self.choose(d, [track for track, _ in drafting], ends, deeper)
         if self.prefix_caching:
             self.keep(zip(parts, accumulate(counts, initial=0), strict=False), out)
         if d < len(self.modules):
             long = out.shape[0] > LONG
             for part, outputs in zip(parts, out.split(counts), strict=True):
-                part.pass_on(outputs.clone() if long and outputs.shape[0] <= WINDOW else outputs)
+                if not part.silent:
+                    part.pass_on(outputs.clone() if long and outputs.shape[0] <= WINDOW else outputs)
         return found
 
-    def forward(self, d: int, rows: list[Row], features: Tensor, take: list[int]) -> tuple[Tensor, Tensor]:
-        """A pass of module d: all outputs, and those in the rows `take`."""
+    def forward(
+        self, d: int, rows: list[Row], features: Tensor, take: list[int], counts: list[int] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """A pass of module d: all outputs that are wanted, and of these those numbered `take`. counts: how many are
+        wanted of each request, the last ones; None: all."""
         batch = make_batch(rows, self.pool.block_size, first=d, take=take, device=features.device)
-        out: Tensor = self.modules[d - 1](batch.tokens, batch.positions, PagedAttend(self.pool, batch), features)
+        wanted = None if counts is None else Wanted.of(rows, counts, self.pool.block_size, d, features.device)
+        attend = PagedAttend(self.pool, batch, wanted)
+        out: Tensor = self.modules[d - 1](batch.tokens, batch.positions, attend, features)
+        if wanted is not None and out.shape[0] > wanted.rows.shape[0]:
+            out = out.index_select(0, wanted.rows)
         return out, out if len(take) == out.shape[0] else out.index_select(0, batch.take)
 
     def choose(
@@ -348,7 +379,7 @@ class MTPDrafter:
         for part, first in parts:
             for row, block in part.ended_blocks(self.pool.block_size):
                 self.known[part.depth - 1][block] = part.track.firsts(part.depth)
-                if part.depth < len(self.kept):
+                if part.depth < len(self.kept) and not part.silent:
                     depths.append(part.depth)
                     ended.append(block)
                     rows.append(first + row)
@@ -360,4 +391,5 @@ def as_asked(track: Track) -> Asked:
     strands = track.strands[: track.width]
     firsts = [max(d, strand.first) for d, strand in enumerate(strands, 1)]
     request, starts = track.request, [strand.start for strand in strands]
-    return Asked(track.width, request.tokens, starts, firsts, track.blocks, request.seed, request.params.heat or 0.0)
+    heat = request.params.heat or 0.0
+    return Asked(track.width, request.tokens, starts, firsts, track.blocks, request.seed, heat, track.silent)

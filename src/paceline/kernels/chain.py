@@ -14,6 +14,7 @@ from torch import Tensor
 from paceline.kernels import heads, latent, native
 from paceline.kernels.layer import PackedModule
 from paceline.kernels.linear import BLOCK
+from paceline.kernels.pages import Room
 from paceline.kernels.reference import token_hashes
 
 _POINTER, _LONG = ctypes.c_void_p, ctypes.c_long
@@ -30,7 +31,8 @@ class Depth(NamedTuple):
 
 class Asked(NamedTuple):
     """A request that wants `width` drafts behind its committed tokens. starts, firsts: of each module that drafts, the
-    slot where its rows begin, and the first that it sees. heat: the temperature, 0 for greedy drafts."""
+    slot where its rows begin, and the first that it sees. heat: the temperature, 0 for greedy drafts. silent: of the
+    last of them only the last output is wanted."""
 
     width: int
     tokens: list[int]
@@ -39,6 +41,7 @@ class Asked(NamedTuple):
     blocks: list[int]
     seed: int
     heat: float
+    silent: bool = False
 
     @property
     def counts(self) -> list[int]:
@@ -81,22 +84,24 @@ class Chain:
         self.hashes = token_hashes(self.vocab, torch.device("cpu"))
         self.struct = _Chain(ctypes.addressof(self.structs), self.hashes.data_ptr(), len(depths), *sizes)
         self.where = ctypes.addressof(self.struct)
+        self.room = Room()
         self.once = max(layer.once for layer in layers)
-        self.per_row = 3 * 8 + 2 * self.hidden + max(depth.module.room for depth in depths)
+        self.per_row = 4 * 8 + 2 * self.hidden + max(depth.module.room for depth in depths)
         self.per_request = 3 * 8 + 2 * self.hidden + 2 * self.vocab
 
     def __call__(self, asked: Sequence[Asked], counts: list[list[int]], carried: Tensor) -> tuple[Tensor, list[int]]:
         """asked: in order of falling width, of at least 1; counts: theirs. carried [.., hidden]: the features that
-        wait, module by module, request by request. The outputs of each module's rows of each request, in the same
-        order, then those beyond the last module; and the drafts, depth by depth, as many of each as there are
-        requests. What the modules read is in the pool afterwards."""
+        wait, module by module, request by request. The outputs of each module's rows of each request, as far as they
+        are wanted, in the same order, then those beyond the last module; and the drafts, depth by depth, as many of
+        each as there are requests. What the modules read is in the pool afterwards."""
         width, requests, threads = asked[0].width, len(asked), torch.get_num_threads()
         rows = counts[0] if requests == 1 else [sum(some) for some in zip_longest(*counts, fillvalue=0)]
         beyond = sum(max(0, a.width - len(self.depths)) for a in asked)
         longest = max(len(a.tokens) for a in asked) + width
         assert carried.shape[0] == sum(some[-1] for some in counts), "every row reads what waits, or what was just made"
-        outputs = torch.empty(sum(rows) + beyond, self.hidden, dtype=torch.bfloat16)
-        room = torch.empty(max(rows) * self.per_row + requests * self.per_request + self.once, dtype=torch.uint8)
+        unwanted = sum(some[-1] - 1 for a, some in zip(asked, counts, strict=True) if a.silent)
+        outputs = torch.empty(sum(rows) - unwanted + beyond, self.hidden, dtype=torch.bfloat16)
+        room = self.room.of(max(rows) * self.per_row + requests * self.per_request + self.once)
         scratch, drafts = heads.scratch_for(longest, threads), array("q", bytes(8 * width * requests))
         heats, (numbers, offsets) = array("f", [a.heat for a in asked]), _numbers(asked)
         lists = [numbers.buffer_info()[0] + 8 * offset for offset in offsets]
@@ -114,7 +119,7 @@ def _numbers(asked: Sequence[Asked]) -> tuple[array[int], tuple[int, int, int, i
     blocks: list[int] = []
     for a in asked:
         known = min(len(a.tokens), *a.starts)
-        about += (a.width, len(a.tokens), known, len(tokens), len(blocks), a.seed)
+        about += (a.width, len(a.tokens), known, len(tokens), len(blocks), a.seed, a.silent)
         tokens += a.tokens[known:]
         blocks += a.blocks
     for d in range(len(asked[0].starts)):
@@ -122,7 +127,7 @@ def _numbers(asked: Sequence[Asked]) -> tuple[array[int], tuple[int, int, int, i
             about += (a.starts[d], a.firsts[d]) if d < len(a.starts) else (0, 0)
     tables = [0] * (4 * len(asked) + 1)  # where chain.c writes those of each depth
     numbers = array("q", [*about, *tokens, *tables, *blocks])
-    return numbers, (0, 6 * len(asked), len(about), len(numbers) - len(blocks))
+    return numbers, (0, 7 * len(asked), len(about), len(numbers) - len(blocks))
 
 
 def pack_chain(depths: Sequence[Depth | None], block_size: int) -> Chain | None:

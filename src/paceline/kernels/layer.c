@@ -29,10 +29,10 @@ struct Module {
     float eps;
 };
 
-/* x [rows, hidden] to out [rows, hidden]. room: layer.py counts it. */
+/* x [rows, hidden] to out [rows, hidden], of the rows that are wanted. room: layer.py counts it. */
 void decoder_layer(const Layer *m, const Pass *p, bf16 *pool, const bf16 *x, const float *cos, const float *sin, bf16 *out,
                    void *room) {
-    long rows = p->rows, count = rows * m->hidden, pairs = rows * (m->top + m->all - m->experts);
+    long rows = wanted_of(p)->rows, count = rows * m->hidden, pairs = rows * (m->top + m->all - m->experts);
     float *sums = room, *shares = sums + count;
     int32_t *numbers = (int32_t *)(shares + rows * m->experts);
     bf16 *normed = (bf16 *)(numbers + m->all + 1 + pairs), *added = normed + count, *inner = added + count;
@@ -45,7 +45,8 @@ void decoder_layer(const Layer *m, const Pass *p, bf16 *pool, const bf16 *x, con
     for (long i = 0; i < count; i++) out[i] = down(up(out[i]) + up(added[i]));
 }
 
-/* tokens, positions [rows] and states [rows, hidden] to out [rows, hidden]. room: layer.py counts it. */
+/* tokens, positions [rows] and states [rows, hidden] to out [rows, hidden], of the rows that are wanted. room: layer.py
+ * counts it. */
 void mtp_module(const Module *m, const Pass *p, bf16 *pool, const int64_t *tokens, const int64_t *positions,
                 const bf16 *states, bf16 *out, void *room) {
     long rows = p->rows, hidden = m->layer->hidden;
@@ -59,6 +60,6 @@ void mtp_module(const Module *m, const Pass *p, bf16 *pool, const int64_t *token
     norm_pairs(tokens, m->table, states, m->token_norm, m->state_norm, pairs, rows, hidden, (int)m->states_first, m->eps);
     packed_linear(pairs, m->join, 0, x, rows, 2 * hidden, hidden, (int)m->layer->codes, p->threads);
     decoder_layer(m->layer, p, pool, x, cos, sin, y, y + rows * hidden);
-    rms_norm(y, m->norm, out, rows, hidden, hidden, m->eps, 1);
+    rms_norm(y, m->norm, out, wanted_of(p)->rows, hidden, hidden, m->eps, 1);
 }
 #endif

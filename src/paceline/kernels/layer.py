@@ -77,9 +77,10 @@ class PackedLayer:
         self.room = 4 * (self.hidden + experts + pairs) + 2 * (2 * self.hidden + pairs * width + half.shape.room)
 
     def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, paged: Paged) -> Tensor:
-        """x [T, hidden], cos and sin [T, 1, rope / 2] contiguous to [T, hidden]; writes the rows' keys and values to
-        their slots. A row has the same bits among any others."""
-        out, room = torch.empty_like(x), torch.empty(x.shape[0] * self.room + self.once, dtype=torch.uint8)
+        """x [T, hidden], cos and sin [T, 1, rope / 2] contiguous to [T, hidden], or only the rows that the pass wants;
+        writes the rows' keys and values to their slots. A row has the same bits among any others."""
+        out = x.new_empty(paged.all_layers.outputs, self.hidden)
+        room = paged.all_layers.room.of(x.shape[0] * self.room + self.once)
         pointers = (tensor.data_ptr() for tensor in (paged.memory, x, cos, sin, out, room))
         native.call("decoder_layer", self.where, paged.all_layers.where, *pointers)
         return out
@@ -99,8 +100,8 @@ class PackedModule:
     def __call__(self, tokens: Tensor, positions: Tensor, states: Tensor, paged: Paged) -> Tensor:
         """tokens, positions [T], states [T, hidden] to [T, hidden]; as `PackedLayer`."""
         states = states.contiguous()
-        out, rows = torch.empty_like(states), states.shape[0]
-        room = torch.empty(rows * self.room + self.layer.once, dtype=torch.uint8)
+        out = states.new_empty(paged.all_layers.outputs, self.layer.hidden)
+        room = paged.all_layers.room.of(states.shape[0] * self.room + self.layer.once)
         pointers = (tensor.data_ptr() for tensor in (paged.memory, tokens, positions, states, out, room))
         native.call("mtp_module", self.where, paged.all_layers.where, *pointers)
         return out

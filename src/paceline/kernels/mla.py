@@ -11,31 +11,44 @@ from torch import Tensor
 
 from paceline.kernels import heads, latent, native
 from paceline.kernels.linear import BLOCK, pack_weight
-from paceline.kernels.pages import Pages
+from paceline.kernels.pages import Pages, Room
 
 
 class _Pass(ctypes.Structure):
     """`Pass` of native.h."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("slots", "numbers", "scratch")),
+        *((name, ctypes.c_void_p) for name in ("slots", "numbers", "scratch", "wanted", "index")),
         *((name, ctypes.c_long) for name in ("rows", "requests", "block_size", "longest", "tile")),
         *((name, ctypes.c_int) for name in ("attending", "threads")),
     )
 
 
 class Pass:
-    """What all layers of a pass share: the slots [T] of its rows, and where what they attend to is."""
+    """What all layers of a pass share: the slots [T] of its rows, and where what they attend to is.
 
-    def __init__(self, slots: Tensor, tables: latent.Tables, block_size: int, num_heads: int) -> None:
+    room: for its layers to work in, one after the other. wanted: the pass over the rows of which there are outputs, if
+    not of all, and index [.. < T]: which they are. Of the others only keys and values are kept."""
+
+    def __init__(
+        self,
+        slots: Tensor,
+        tables: latent.Tables,
+        block_size: int,
+        num_heads: int,
+        room: Room,
+        wanted: Pass | None = None,
+        index: Tensor | None = None,
+    ) -> None:
         rows = slots.shape[0]
         attending, tile, scratch = heads.shared_work(tables, rows, num_heads)
-        self.held = slots, tables, scratch  # as long as `where` points to them
-        self._struct = _Pass(
-            slots.data_ptr(), tables.numbers.data_ptr(), scratch.data_ptr(), rows, len(tables.context), block_size,
-            tables.longest, tile, attending, torch.get_num_threads(),
-        )  # fmt: skip
-        self.where = ctypes.addressof(self._struct)
+        self.held, self.room = (slots, tables, scratch, wanted, index), room  # as long as `where` points to them
+        self.outputs: int = rows if wanted is None else wanted.outputs
+        chosen = (None, None) if wanted is None or index is None else (wanted.where, index.data_ptr())
+        pointers = slots.data_ptr(), tables.numbers.data_ptr(), scratch.data_ptr(), *chosen
+        sizes = rows, len(tables.context), block_size, tables.longest, tile
+        self._struct = _Pass(*pointers, *sizes, attending, torch.get_num_threads())
+        self.where: int = ctypes.addressof(self._struct)
 
 
 class Paged(NamedTuple):
@@ -99,10 +112,10 @@ class HalfLayer:
         self.where, self._room = ctypes.addressof(self._struct), shape.room
 
     def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, paged: Paged) -> tuple[Tensor, Tensor]:
-        """x [T, hidden], cos and sin [T, 1, rope / 2] contiguous to two [T, hidden]; writes the rows' keys and values
-        to their slots. A row has the same bits among any others."""
-        total, normed = torch.empty(2, *x.shape, dtype=x.dtype).unbind(0)
-        room = torch.empty(x.shape[0] * self._room, dtype=x.dtype)
+        """x [T, hidden], cos and sin [T, 1, rope / 2] contiguous to two [T, hidden], or only the rows that the pass
+        wants; writes the rows' keys and values to their slots. A row has the same bits among any others."""
+        total, normed = x.new_empty(2, paged.all_layers.outputs, self.shape.hidden).unbind(0)
+        room = paged.all_layers.room.of(2 * x.shape[0] * self._room)
         pointers = (tensor.data_ptr() for tensor in (paged.memory, x, cos, sin, total, normed, room))
         native.call("mla", self.where, paged.all_layers.where, *pointers)
         return total, normed

@@ -19,13 +19,19 @@ void gated_experts(bf16 *x, const float *shares, const void *gate_up, const void
                    float *sums, int32_t *numbers, long rows, long hidden, long width, long experts, long all, int codes,
                    int threads);
 
-/* A pass over a paged cache, for all its layers: the slots of its rows, and what attend_heads takes. */
-typedef struct {
+/* A pass over a paged cache, for all its layers: the slots of its rows, and what attend_heads takes. wanted: the rows of
+ * which there are outputs, if not of all: `index` says which they are; of the others only keys and values are kept. */
+typedef struct Pass {
     const int64_t *slots, *numbers;
     float *scratch;
+    const struct Pass *wanted;
+    const int64_t *index;
     long rows, requests, block_size, longest, tile;
     int attending, threads; /* threads for attention, and for products */
 } Pass;
+/* The pass over those rows. */
+static inline const Pass *wanted_of(const Pass *p) { return p->wanted ? p->wanted : p; }
+static inline long wanted_row(const Pass *p, long i) { return p->wanted ? p->index[i] : i; }
 typedef struct HalfLayer HalfLayer;
 void mla(const HalfLayer *m, const Pass *pass, bf16 *pool, const bf16 *x, const float *cos, const float *sin, bf16 *sum,
          bf16 *normed, bf16 *room);

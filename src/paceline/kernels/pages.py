@@ -41,6 +41,20 @@ class Pages:
         return room.view(tensor.dtype).view(tensor.shape).copy_(tensor)
 
 
+class Room:
+    """Memory to work in, kept from one call to the next: what the heap gives back to the system after each of them must
+    be taken anew, page by page."""
+
+    def __init__(self) -> None:
+        self._bytes = torch.empty(0, dtype=torch.uint8)
+
+    def of(self, size: int) -> Tensor:
+        """At least so many bytes, with anything in them; the next call has the same ones."""
+        if size > len(self._bytes):
+            self._bytes = _memory(max(size, 2 * len(self._bytes)))
+        return self._bytes
+
+
 def _memory(size: int) -> Tensor:
     """At least `size` bytes, all 0, from the begin of a large page on; memory is taken when it is written to."""
     if not hasattr(mmap, "MADV_HUGEPAGE"):

@@ -89,8 +89,8 @@ class MTPDepth(nn.Module):
         self._head: Tensor | None = None  # as codes
 
     def forward(self, tokens: Tensor, positions: Tensor, attend: Attend, features: Tensor) -> Tensor:
-        """tokens, positions [T], features [T, hidden] to states after shared_head.norm [T, hidden];
-        attends as layer `index`."""
+        """tokens, positions [T], features [T, hidden] to states after shared_head.norm [T, hidden], or only those of
+        the rows that `attend` wants; attends as layer `index`."""
         if self._whole is not None and (paged := attend.paged(self.index)) is not None:
             return self._whole(tokens, positions, features, paged)
         cos, sin = self.rope(positions)

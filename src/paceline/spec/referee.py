@@ -61,7 +61,7 @@ class Referee:
         belief = self._belief
         rates = map(truediv, tokens, seconds)
         scores = [log(rate) - belief.error(k) - _PLAIN * (k > 0) for k, rate in enumerate(rates)]
-        changing = [max(0.0, x - reading[self._way]) / s for x, s in zip(reading, seconds, strict=True)]
+        changing = [x / s if x > reading[self._way] else 0.0 for x, s in zip(reading, seconds, strict=True)]
         best = max(range(len(scores)), key=lambda k: scores[k] - changing[k] / _USE)
         way = self._tried(scores, best, changing) if best == self._best else best
         longest = max(_STAY, round(_SECONDS / seconds[way]))

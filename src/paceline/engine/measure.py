@@ -1,7 +1,7 @@
 """What steps cost on this machine: the engine itself runs random tokens at a staircase of batch sizes and widths.
 
 Nothing is modelled: what is timed is the step that will serve, with its scheduling, its drafter and its verification.
-Other processes only ever add time, so the quickest of a few steps counts, and no more work is taken to be quicker.
+Other processes only ever add time, so the quickest of some steps counts, and no more work is taken to be quicker.
 Random tokens spread over the experts of a mixture as varied requests do, so that more rows touch more experts here too.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import random
 from itertools import accumulate, count, pairwise
-from statistics import median_low
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -147,18 +146,20 @@ class Measuring:
             self._prompt = SHORT
 
     def _rounds(self, until: float) -> dict[int, dict[int, Point]]:
-        """Batch -> further rows -> what is usual over all rounds. A slow moment of the machine spoils one round."""
-        found: dict[int, dict[int, list[Point]]] = {}
+        """Batch -> further rows -> the quickest of all rounds. A slow moment of the machine spoils one round."""
+        found: dict[int, dict[int, Point]] = {}
         for number in range(ROUNDS):
             for batch in self._batches():
                 if perf_counter() > until and (number or found):
-                    break
+                    return found
                 for extra in self._extras(batch):
                     point = self._point(batch, extra)
                     if point is None:  # more has no room either
                         break
-                    found.setdefault(batch, {}).setdefault(extra, []).append(point)
-        return {batch: {extra: _usual(points) for extra, points in mine.items()} for batch, mine in found.items()}
+                    best = found.setdefault(batch, {})
+                    old = best.get(extra, point)
+                    best[extra] = min(point, old)._replace(drafting=min(point.drafting, old.drafting))
+        return found
 
     def _batches(self) -> list[int]:
         """The smallest, the largest, then those between."""
@@ -265,11 +266,6 @@ class Measuring:
         scheduler = self.engine.scheduler
         for request in [*scheduler.running, *scheduler.waiting]:
             self.engine.abort(request.id)
-
-
-def _usual(points: list[Point]) -> Point:
-    """The median, the lower of two: the quickest of all is as rare as the slowest."""
-    return median_low(points)._replace(drafting=median_low(point.drafting for point in points))
 
 
 def _at_no_context(batch: int, points: dict[int, Point], each: float, further: float) -> list[tuple[int, float]]:

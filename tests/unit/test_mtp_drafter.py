@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -175,6 +175,7 @@ def test_incremental_draft_cache_equals_one_from_scratch(
     window=st.sampled_from([1, 3, 8, 64]),
     asleep=st.sampled_from([1, 2, 32]),
 )
+@example(prompts=[[4, 4], [4], [4]], mode={"max_num_batched_tokens": 7}, whim=125, window=1, asleep=32)
 def test_what_modules_see_is_exact_whoever_drafts_how_much_and_when(
     loaded: Loaded, prompts: list[list[int]], mode: dict[str, int], whim: int, window: int, asleep: int
 ) -> None:

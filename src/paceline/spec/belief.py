@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import exp, log2, sqrt
 
-_TABLE, _LEVEL = 0.1, 0.2  # standard deviations at first, in logarithms: of the first draft's error, of the level
+_TABLE, _LEVEL = 0.2, 0.2  # standard deviations at first, in logarithms: of the first draft's error, of the level
 _WANDERS, _LASTS = 0.01, 20000  # of the level in one step; steps after which e^-1 of the errors is known
 _OUTLIER = 3.0  # what is farther off than so many standard deviations counts as that
 

@@ -68,6 +68,7 @@ class Strand:
         """Forgets the oldest `surplus` rows of what waits."""
         self.start, self.waiting = self.start + surplus, self.waiting - surplus
         cut(self.features, surplus)
+        self.past, self.passed = [], 0
 
 
 @dataclass(eq=False)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import cProfile
 import json
 import os
+import pstats
 import re
-import resource
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -84,17 +84,13 @@ def test_deepseek_v3_has_its_published_sizes(deepseek: Path) -> None:
     assert len(report.warnings) == 1 and "chat template" in report.warnings[0]
 
 
-def test_163_shards_take_little_more_than_torch_alone(deepseek: Path) -> None:
-    """Processor time of whole processes. Two seconds are promised; `import torch` alone is about one of them."""
-    command = "from paceline.cli.main import main; main()"
-    assert _seconds("-c", command, "inspect", str(deepseek)) < 2 * _seconds("-c", "import torch")
-
-
-def _seconds(*words: str) -> float:
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, *words], check=True, stdout=subprocess.DEVNULL, env=dict(os.environ))
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+def test_163_shards_take_few_calls_a_tensor(deepseek: Path) -> None:
+    """Two seconds are promised, half of which is `import torch`. Counted, for clocks are noisy: 26 calls of functions,
+    built-in ones too; to read the index or the headers once more would be 10."""
+    tensors = len(json.loads((deepseek / INDEX).read_text())["weight_map"])
+    profile = cProfile.Profile()
+    profile.runcall(inspect, deepseek)
+    assert tensors > 90_000 and pstats.Stats(profile).total_calls < 32 * tensors  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

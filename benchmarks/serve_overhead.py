@@ -38,6 +38,7 @@ from paceline.outputs import RequestOutput
 from paceline.serve.cores import available, engine_threads, keep_to, shared_out
 
 PORT = re.compile(r"http://\S+:(\d+)/v1")
+SPINNING = 0.1  # seconds after which the idle threads of whoever computed before sleep, and leave the cores to others
 PLAIN = ["serve", "--port", "0", "--no-prefix-cache", "--no-request-log"]
 
 
@@ -58,6 +59,7 @@ class Way:
 
     def run(self, tokens: int, counts: bool) -> None:
         keep_to(self.cores)
+        time.sleep(SPINNING)
         before, begun = {name: processor_time(pid) for name, pid in self.pids.items()}, time.perf_counter()
         answers = self.ask()
         seconds = time.perf_counter() - begun

@@ -55,9 +55,8 @@ class Loaded:
         model, limit = self.target.config, max_model_len(self.target.config, config)
         weight = self.target.norm.weight
         blocks = num_blocks(self.target, config, limit)
-        runner = Runner(
-            self.target, Pool(self.target.cache, blocks, config.block_size, weight.dtype, weight.device), self.path
-        )
+        pool = Pool(self.target.cache, blocks, config.block_size, weight.dtype, weight.device)
+        runner = Runner(self.target, pool, self.path)
         drafter = build_drafter(config.drafter, config, runner)
         most = min(config.most_speculative_tokens, drafter.max_tokens)
         scheduler = Scheduler(

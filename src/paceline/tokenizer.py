@@ -17,6 +17,7 @@ from paceline.chat_template import ChatTemplate
 from paceline.errors import UserError
 
 HELD_BACK = "\ufffd"  # what a decoder writes for bytes that are not (yet) a character
+CONTEXT = 4  # tokens that an incremental decoding looks back on at most, where they begin with a character
 
 
 class Tokenizer:
@@ -124,8 +125,9 @@ class IncrementalDecoder:
     """Ids in, text out, never half a character; all pieces together are `decode` of all ids.
 
     A piece is the difference of two decodings that begin at the same recent place, since a token's text may depend on
-    the token before it (leading spaces) and a character may span tokens. That place moves up with every clean end, so
-    a push costs what its own tokens cost. Example: "é" in two tokens: push([0xc3]) == "", push([0xa9]) == "é"."""
+    the token before it (leading spaces) and a character may span tokens. With every clean end that place moves up to
+    the last tokens, or to the end before it where those begin within a character, so a push costs what its own tokens
+    cost. Example: "é" in two tokens: push([0xc3]) == "", push([0xa9]) == "é"."""
 
     def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True) -> None:
         self._tokenizer = tokenizer
@@ -142,10 +144,16 @@ class IncrementalDecoder:
         new = certain[self._written :]
         self._written = max(self._written, len(certain))
         if certain == text and len(self._recent) > self._clean:
-            self._recent = self._recent[self._clean :]
-            self._clean = len(self._recent)
-            self._written = len(self._text(self._recent))
+            self._move_up()
         return new
+
+    def _move_up(self) -> None:
+        last = self._recent[max(self._clean, len(self._recent) - CONTEXT) :]
+        text = self._text(last)
+        if text.startswith(HELD_BACK):
+            last = self._recent[self._clean :]
+            text = self._text(last)
+        self._recent, self._clean, self._written = last, len(last), len(text)
 
     def flush(self) -> str:
         """What was held back, as it is: no more tokens come."""

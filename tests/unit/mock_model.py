@@ -125,7 +125,7 @@ class MockDrafter:
 
     def __init__(self, rng: random.Random, skill: float, trees: bool, lazy: bool) -> None:
         self.rng, self.skill, self.trees, self.lazy = rng, skill, trees, lazy
-        self.max_tokens, self.suspects, self.quantization = 16, None, None
+        self.max_tokens, self.suspects, self.quantization, self.pools = 16, None, None, ()
         self.known: dict[int, tuple[Request, int]] = {}  # row -> request, count of tokens observed
 
     def observe(self, seen: Seen) -> None:

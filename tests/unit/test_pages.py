@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -60,6 +61,19 @@ def test_elsewhere_it_is_plain_memory(monkeypatch: pytest.MonkeyPatch, without: 
         monkeypatch.delattr(mmap, without, raising=False)
     assert torch.equal(Pages().keep(torch.arange(9)), torch.arange(9))
     assert not pages.zeros((5,), torch.float32).any()
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="this system does not tell what is resident here")
+def test_a_preallocated_pool_has_its_memory_at_once() -> None:
+    pool = Pool(CacheSpec(4, 8, 128, 128), 256, 16, torch.float32)
+    size, before = pool.memory[0].untyped_storage().nbytes(), resident()
+    assert size > 100 << 20
+    pool.preallocate()
+    assert resident() - before > 0.9 * size and not any(memory.any() for memory in pool.memory)
 
 
 def test_more_than_there_is() -> None:

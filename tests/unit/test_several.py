@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from paceline.cache.pool import Pool
 from paceline.config import EngineConfig
 from paceline.drafters.mtp import MTPDrafter
 from paceline.drafters.several import SeveralDrafters
@@ -42,6 +43,13 @@ def test_who_drafts_changes_no_text(loaded: Loaded) -> None:
     drafted = {request.drafter: request.stats.drafted for request in requests}
     assert drafted["mtp"] and drafted["ngram"] and not drafted["none"]
     assert [request.drafter for request in requests[:4]] == ["mtp", "mtp", "ngram", "none"]
+
+
+def test_all_memory_is_taken_at_once(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, taken = loaded.engine(EngineConfig(drafter="ngram,mtp", max_model_len=96)), []
+    monkeypatch.setattr(Pool, "preallocate", lambda pool: taken.append(pool))
+    engine.preallocate()
+    assert taken == [engine.target.pool, engine.drafter.members["mtp"].pool]  # type: ignore[attr-defined]
 
 
 def test_a_member_hears_only_of_its_own_requests(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:

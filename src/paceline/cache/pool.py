@@ -36,6 +36,11 @@ class Pool:
         self.k = list(k.unflatten(-1, (heads, own)).unbind(0))
         self.v = [x[..., : spec.v_dim] for x in self.k] if spec.latent else list(v.unflatten(-1, (heads, -1)).unbind(0))
 
+    def preallocate(self) -> None:
+        """Takes all memory now, which comes page by page else as blocks are first used. For a pool that nobody used."""
+        for memory in self.memory:
+            memory.zero_()
+
     def write(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
         """slots [T] int64; k [T, Hkv, k_dim]; v [T, Hkv, v_dim] (not kept when latent: k holds it)."""
         own = self.k[layer].shape[-1]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from paceline.cache.pool import Pool
 from paceline.request import Request
 from paceline.spec.proposal import Proposal
 
@@ -56,11 +57,14 @@ class Seen:
 class Drafter(Protocol):
     """`max_tokens`: the most drafts per proposal. `name`: as in `--drafter`. `suspects`: what may be wrong when drafts
     are right no more often than by chance; None where that is no surprise. `quantization`: int8, fp8 or none, as it
-    runs; None where it has no weights."""
+    runs; None where it has no weights. `pools`: the KV memory of its own."""
 
     name: str
     max_tokens: int
     quantization: str | None
+
+    @property
+    def pools(self) -> Sequence[Pool]: ...
 
     @property
     def suspects(self) -> str | None: ...

@@ -68,6 +68,7 @@ class MTPDrafter:
         blocks may be found again, so that what goes on behind them is kept. adaptive: whether it turns out how many
         drafts are wanted."""
         self.mtp, self.pool, self.sampler, self.prefix_caching = mtp, pool, sampler, prefix_caching
+        self.pools = (pool,)
         self.suspects = (
             f"the MTP modules of {source}: eh_proj with its halves in the other order, a missing or foreign embedding, "
             "FP8 scales that were not applied, or modules of another model."

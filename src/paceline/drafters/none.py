@@ -17,6 +17,7 @@ class NoDrafter:
     max_tokens = 0
     suspects = None
     quantization: str | None = None
+    pools = ()
 
     @classmethod
     def build(cls, config: EngineConfig, target_runner: Any) -> NoDrafter:

@@ -21,6 +21,7 @@ class SeveralDrafters:
         self.name = ",".join(self.members)
         self.max_tokens = max(member.max_tokens for member in members)
         self.suspects = members[0].suspects
+        self.pools = [pool for member in members for pool in member.pools]
         self.quantization = next((member.quantization for member in members if member.quantization), None)
 
     def observe(self, seen: Seen) -> None:

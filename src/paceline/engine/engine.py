@@ -31,6 +31,8 @@ class MovablePool(Protocol):
     def move(self, source: Tensor, target: Tensor) -> None:
         """Copies what lies in the slots `source` [M] to `target` [M], as if all were read before any is written."""
 
+    def preallocate(self) -> None: ...
+
 
 class Target(Protocol):
     """A model with its pool: tokens in, states after the final norm [T, H] out."""
@@ -64,6 +66,11 @@ class Engine:
         self.stats, self.canary = EngineStats(draft_quantization=drafter.quantization), Canary(drafter.suspects)
         self.policy = TimedPolicy(scheduler.policy)
         self.stats.policy, scheduler.widths = self.policy.as_dict, self.policy.widths
+
+    def preallocate(self) -> None:
+        """Takes the memory of all KV blocks before the first request, so that none waits for it and its use is flat."""
+        for pool in (self.target.pool, *self.drafter.pools):
+            pool.preallocate()
 
     def add_request(
         self,

@@ -65,7 +65,7 @@ class Filling:
     def __init__(self, drafter: Drafter, vocab_size: int) -> None:
         self._drafter, self._vocab_size, self._random = drafter, vocab_size, random.Random(0)
         self.name, self.max_tokens, self.suspects = drafter.name, drafter.max_tokens, None
-        self.quantization = drafter.quantization
+        self.quantization, self.pools = drafter.quantization, drafter.pools
 
     def observe(self, seen: Seen) -> None:
         self._drafter.observe(seen)

@@ -156,6 +156,7 @@ def main() -> None:
         keep_to(message.cores)  # the web process may keep to its own by now
         try:
             llm = LLM(**message.options)
+            llm.engine.preallocate()
         except UserError as error:
             channel.send(Failed(sentence=str(error)))
             return

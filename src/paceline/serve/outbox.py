@@ -15,7 +15,7 @@ from paceline.serve.messages import Finished, Piece
 
 # Seconds between messages for each answer in them, and at most: an answer costs the web process 0.05 to 0.1 ms, and
 # so it takes a fiftieth of a core at most, which may be one that the engine computes on.
-AN_ANSWER, LONGEST = 0.005, 0.2
+AN_ANSWER, LONGEST = 0.008, 0.2
 
 
 @dataclass

@@ -74,8 +74,9 @@ class Loaded:
             runner, drafter, scheduler, partial(verify, sampler=Sampler(eos)), limits, eos, weight.device, self.grammars
         )
         if config.num_speculative_tokens == AUTO and most:
-            table = step_costs(engine, config, self.target, self.path, most)
-            engine.policy.policy = AdaptiveWidth(table, most, config.latency_weight)
+            table, learned = step_costs(engine, config, self.target, self.path, most)
+            policy = AdaptiveWidth(table, most, config.latency_weight, learned.read())
+            engine.policy.adapt(policy, lambda: learned.write(policy.known()))
         return engine
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,10 +19,10 @@ from paceline import LLM, SamplingParams, UserError
 from paceline.bench.policy_plot import draw_policy
 from paceline.bench.policy_replay import SHAPES, Oracle, Replay, replay_all
 from paceline.bench.traces import Trace, Traces
-from paceline.engine.cost_cache import cached_table
+from paceline.engine.cost_cache import Learned, cached_table
 from paceline.engine.measure import below, rising
 from paceline.request import Request
-from paceline.spec.adaptive import AdaptiveWidth
+from paceline.spec.adaptive import PATIENCE, AdaptiveWidth
 from paceline.spec.allocate import Group, best_sets, weighted
 from paceline.spec.cost import Costs, CostTable
 from paceline.spec.survival import Survival, shifted
@@ -139,9 +140,21 @@ def test_it_drafts_from_the_first_step_on() -> None:
 def test_it_turns_off_under_load_and_on_again() -> None:
     costs = table(row=0.9, draft=0.05)
     policy = AdaptiveWidth(replace(costs, seconds=[[1.0, 1.5], costs.seconds[1]]), MOST)
-    assert all(policy.widths(requests_of(1)))
-    assert not any(policy.widths(requests_of(16)))
-    assert all(policy.widths(requests_of(1))) and policy.decisions.switches == 2
+    for count, drafting in ((1, True), (16, False), (1, True)):
+        for _ in range(PATIENCE):
+            widths = policy.widths(requests_of(count))
+        assert any(widths) is all(widths) is drafting
+    assert policy.decisions.switches == 2
+
+
+def test_a_step_with_fewer_requests_changes_no_decision() -> None:
+    costs = table(row=0.9, draft=0.05)
+    policy = AdaptiveWidth(replace(costs, seconds=[[1.0, 1.5], costs.seconds[1]]), MOST)
+    policy.widths(requests_of(1))
+    for _ in range(2):
+        assert all(all(policy.widths(requests_of(16))) for _ in range(PATIENCE - 1)), "they may be back at once"
+        assert all(policy.widths(requests_of(1)))
+    assert policy.decisions.switches == 0
 
 
 def test_bad_text_turns_it_off_and_good_text_on_again() -> None:
@@ -244,6 +257,32 @@ def test_a_table_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert cached_table({"model": 1}, measure) == table() and len(calls) == 2
     cached_table({"model": 2}, measure)
     assert len(calls) == 3
+
+
+def test_what_was_learned_is_there_again_for_the_same_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    learned = Learned({"model": 1})
+    assert learned.read() == {}
+    learned.write({"8": {"mean": [0.5]}})
+    assert Learned({"model": 1}).read() == {"8": {"mean": [0.5]}} and Learned({"model": 2}).read() == {}
+    for damage in ("{", "[1]", ""):
+        next((tmp_path / "paceline").iterdir()).write_text(damage)
+        assert learned.read() == {}
+
+
+def test_an_engine_keeps_what_its_policy_learned(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("paceline.engine.timed.KEEP_SECONDS", 0.0)
+    params = SamplingParams(max_tokens=64, temperature=0.0, ignore_eos=True)
+    first = LLM(tiny_model, max_num_seqs=2, max_model_len=128)
+    first.generate(["one", "two"], params)
+    known = AdaptiveWidth.known(first.engine.policy.policy)  # type: ignore[arg-type]
+    (file,) = (tmp_path / "paceline").glob("learned-*.json")
+    assert known and known.keys() == json.loads(file.read_text()).keys()
+    second = first.with_options()
+    assert AdaptiveWidth.known(second.engine.policy.policy).keys() == known.keys()  # type: ignore[arg-type]
 
 
 def traces(right: list[int], places: int = 200) -> Traces:

@@ -58,7 +58,10 @@ def engine_arms(loaded: Loaded, names: Sequence[str], base: dict[str, Any]) -> l
     """An engine for each, on the same weights. base: options that all share."""
     drafter = base.get("drafter", EngineConfig.drafter)
     shared = {name: value for name, value in base.items() if name != "drafter"}
-    return [EngineArm(name, loaded.engine(_config(shared, arm_options(name, drafter)))) for name in names]
+    arms = [EngineArm(name, loaded.engine(_config(shared, arm_options(name, drafter)))) for name in names]
+    for arm in arms:
+        arm.engine.preallocate()
+    return arms
 
 
 def _config(shared: dict[str, Any], own: dict[str, Any]) -> EngineConfig:

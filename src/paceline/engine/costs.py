@@ -1,4 +1,4 @@
-"""The table of costs for an engine that was just built: from the disk, or measured now."""
+"""The table of costs for an engine that was just built, from the disk or measured now, and what was learned beyond."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 import paceline
 from paceline.config import EngineConfig
-from paceline.engine.cost_cache import cached_table
+from paceline.engine.cost_cache import Learned, cached_table
 from paceline.engine.engine import Engine
 from paceline.engine.measure import Measuring
 from paceline.machine import processor_name
@@ -22,7 +22,9 @@ from paceline.spec.cost import CostTable
 _OPTIONS = ("drafter", "mtp_modules", "draft_model", "draft_quantization", "ngram_max", "max_num_seqs", "block_size")
 
 
-def step_costs(engine: Engine, config: EngineConfig, model: torch.nn.Module, path: Path, most: int) -> CostTable:
+def step_costs(
+    engine: Engine, config: EngineConfig, model: torch.nn.Module, path: Path, most: int
+) -> tuple[CostTable, Learned]:
     """Of at most `most` drafts for each of the requests that `config` allows. model: the target, from `path`."""
     about = {
         "model": _identity(path),
@@ -32,7 +34,7 @@ def step_costs(engine: Engine, config: EngineConfig, model: torch.nn.Module, pat
         "room": [engine.scheduler.max_model_len, engine.scheduler.allocator.num_blocks],
         **{name: getattr(config, name) for name in _OPTIONS},
     }
-    return cached_table(about, lambda: Measuring(engine, most, config.max_num_seqs).table())
+    return cached_table(about, lambda: Measuring(engine, most, config.max_num_seqs).table()), Learned(about)
 
 
 def _identity(path: Path) -> list[Any]:

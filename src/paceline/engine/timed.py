@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
@@ -11,6 +12,8 @@ from paceline.engine.plan import Plan
 from paceline.request import Request
 from paceline.spec.proposal import Proposal, Verdict
 from paceline.spec.width import StepFacts, WidthPolicy
+
+KEEP_SECONDS = 5.0  # between two times that what was learned is kept: half a millisecond each
 
 
 class TimedPolicy:
@@ -25,6 +28,12 @@ class TimedPolicy:
         self._drafts: list[list[int]] | None = None  # before they were cut
         self._steps, self._prompts = 0, 0  # since what was learned last: steps, tokens of prompts that they read
         self._after = 0  # tokens of prompts that the step before read
+        self._keep: Callable[[], None] | None = None
+        self._kept = perf_counter()
+
+    def adapt(self, policy: WidthPolicy, keep: Callable[[], None]) -> None:
+        """From now on that policy. keep: writes down what it has learned, called every few seconds."""
+        self.policy, self._keep = policy, keep
 
     def start(self) -> None:
         """A step begins."""
@@ -82,6 +91,9 @@ class TimedPolicy:
         facts = StepFacts(verified, agreed, context, spent, self._drafting, clean, self._steps, self._prompts)
         self._steps = self._prompts = 0
         self.policy.learn(facts)
+        if self._keep is not None and now - self._kept > KEEP_SECONDS:
+            self._kept = now
+            self._keep()
         self._think(now)
 
     def as_dict(self) -> dict[str, Any]:

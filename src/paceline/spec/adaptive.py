@@ -16,6 +16,7 @@ without them. Counted, they would make tokens look slow, and time cheap.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from math import exp
@@ -35,7 +36,8 @@ _WORTH = 0.02  # of a step's time: about what is gained by asking
 _FORGIVEN = 0.5  # what is left of requests' own histories at each decision without drafts
 _WARM = 1  # first steps with drafts in a row that teach nothing: modules have little context yet
 _YOUNG = 64  # first steps with drafts, from all of which is learned; later, from those that the referee looks at
-_LESSONS = 8  # requests a step from which survival is learned, in turn
+_LESSONS = 4  # requests a step from which survival is learned, in turn
+PATIENCE = 16  # steps with another number of requests before they count: some read prompts, and are back
 _TRAFFIC, _ANSWER = 1000, 64  # steps of which prompts are remembered; tokens that a running request may still bring
 
 
@@ -68,6 +70,7 @@ class _Plan:
 
     requests: int = 0
     left: int = 0
+    unlike: int = 0  # steps in a row with a quarter more or fewer
     widths: dict[int, int] = field(default_factory=dict)
     usual: int = 0
     prices: _Prices | None = None  # where questions are asked
@@ -77,12 +80,15 @@ class AdaptiveWidth:
     """A `WidthPolicy`. most: drafts at a time. latency_weight 0 counts tokens, 1 counts the logarithm of each
     request's tokens, so that slow requests are not left behind.
 
-    A request with `num_speculative_tokens` of its own gets just so many."""
+    A request with `num_speculative_tokens` of its own gets just so many. known: what a policy before this one knew of
+    the table's errors (`known`)."""
 
-    def __init__(self, table: CostTable, most: int, latency_weight: float = 0.0) -> None:
+    def __init__(
+        self, table: CostTable, most: int, latency_weight: float = 0.0, known: Mapping[str, Any] | None = None
+    ) -> None:
         self.costs, self.survival, self.most = Costs(table), Survival(most), most
         self.latency_weight, self.decisions = latency_weight, Decisions()
-        self.referee = Referee(most)
+        self.referee = Referee(most, known)
         self._plan, self._on, self._turn = _Plan(), True, 0
         self._age = _WARM  # steps with drafts in a row
         self._prompts = self._emitted = 0.0  # of late: tokens of prompts that were read, tokens that came
@@ -103,7 +109,9 @@ class AdaptiveWidth:
 
     def widths(self, ready: list[Request]) -> list[int]:
         plan = self._plan
-        if not plan.left or abs(len(ready) - plan.requests) > max(1, plan.requests // 4):
+        unlike = abs(len(ready) - plan.requests) > max(1, plan.requests // 4)
+        plan.unlike = plan.unlike + 1 if unlike else 0
+        if not plan.left or plan.unlike >= PATIENCE:
             plan = self._plan = self._decide(ready)
         plan.left -= 1
         self._looking, self._lessons, self._drafted = self.referee.looks(), [], []
@@ -164,6 +172,9 @@ class AdaptiveWidth:
         for r, history in self._lessons if self._age > _WARM else ():
             self.survival.learn(history, facts.verified[r], facts.agreed[r])
         self._lessons = []
+
+    def known(self) -> dict[str, Any]:
+        return self.referee.known()
 
     def as_dict(self) -> dict[str, Any]:
         decided = asdict(self.decisions) | {"trials": self.referee.trials}

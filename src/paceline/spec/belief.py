@@ -12,7 +12,8 @@ to the prior.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import exp, log2, sqrt
+from math import exp, isfinite, log2, sqrt
+from typing import Any
 
 _TABLE, _LEVEL = 0.2, 0.2  # standard deviations at first, in logarithms: of the first draft's error, of the level
 _WANDERS, _LASTS = 0.01, 20000  # of the level in one step; steps after which e^-1 of the errors is known
@@ -30,6 +31,25 @@ class Belief:
         self.mean = [0.0] * len(prior)
         self.cov = [list(row) for row in prior]
         self.cov[0][0] = _LEVEL**2
+
+    @staticmethod
+    def of_errors(prior: Matrix, mean: Sequence[float], cov: Sequence[Sequence[float]]) -> Belief | None:
+        """What was known of the errors at another time, when the level was another. None for what is no Gaussian of so
+        many ways."""
+        found, ways = Belief(prior), len(prior) - 1
+        numbers = [*mean, *(x for row in cov for x in row)]
+        if len(numbers) != ways * (ways + 1) or len(mean) != ways or not all(isfinite(x) for x in numbers):
+            return None
+        if not all(0 <= cov[k][k] <= prior[k + 1][k + 1] for k in range(ways)):
+            return None
+        found.mean[1:] = map(float, mean)
+        for row, errors in zip(found.cov[1:], cov, strict=True):
+            row[1:] = map(float, errors)
+        return found
+
+    def errors(self) -> dict[str, Any]:
+        """As `of_errors` takes them."""
+        return {"mean": self.mean[1:], "cov": [row[1:] for row in self.cov[1:]]}
 
     def copy(self) -> Belief:
         found = Belief(self._prior, self._step)
@@ -70,7 +90,7 @@ class Belief:
     def learn(self, way: int, seen: float, noise: float) -> float:
         """A look at one way. noise: its variance. Returns how far off the belief was."""
         toward = self._toward(way)
-        spread = self._of(toward, way) + noise
+        spread = max(0.0, self._of(toward, way)) + noise
         off, most = seen - self.expected(way), _OUTLIER * sqrt(spread)
         gain = max(-most, min(most, off)) / spread
         self.mean = [x + gain * c for x, c in zip(self.mean, toward, strict=True)]
@@ -82,7 +102,7 @@ class Belief:
         """By how much a look at `way` would move the difference between the two: its standard deviation."""
         toward = self._toward(way)
         apart = (toward[way] if way else 0.0) - (toward[other] if other else 0.0)
-        return abs(apart) / sqrt(self._of(toward, way) + noise)
+        return abs(apart) / sqrt(max(0.0, self._of(toward, way)) + noise)
 
     def _toward(self, way: int) -> list[float]:
         """Covariance of everything with what is seen of this way."""

@@ -18,38 +18,46 @@ the closer it was. While nothing changes, decisions become rare.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from math import erfc, exp, log, pi, sqrt
 from operator import truediv
 from statistics import median
+from typing import Any
 
 from paceline.spec.belief import Belief, prior_of
 
 BUCKET = 1.25  # batches whose sizes differ by less than this factor are judged together
 _PLACES = (1, 2, 3, 5, 8)  # drafts for each request: the ways are few, for each costs trials
 _USE = 500  # steps for which knowledge is of use
+_SOON = 64  # and least steps over which a change must be earned: as many as the one before it stood
+_CREDIT, _SHARE = 40, 0.01  # what trials may lose: steps at once, and of all steps in the long run
 _FRESH, _FRESH_PLAIN = 1, 4  # first steps of a way that tell nothing: modules absorb, caches hold something else
 _LOOKS, _GLANCES = 8, 3  # steps that are looked at before a decision; of a trial
 _STAY, _SECONDS = 32, 0.25  # between two decisions, where nothing changes: steps, or more if they take less than that
 _ENOUGH = 2  # looks, and standard deviations, after which a trial may be hopeless
 _NOISE, _FOLLOWS = 0.1, 0.1  # of one step, at first; how fast its estimate follows
 _PLAIN = 0.01  # what drafts must bring, for nothing may be slower than none
+_STALE, _MOST_KNOWN = 0.03, 256  # what is forgotten from one engine to the next; sizes that are remembered
 _UNLIKE = 0.5  # what is forgotten when a batch is judged by what is known of one e times as large
 
 
 class Referee:
-    """most: drafts of a request. `places`: the ways, as drafts of each request; `trials`: how many there were."""
+    """most: drafts of a request. `places`: the ways, as drafts of each request; `trials`: how many there were. known:
+    what another one knew, see `known`; it is trusted for the most part, and what is no such thing not at all."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, known: Mapping[str, Any] | None = None) -> None:
         self.places = (0, *(place for place in _PLACES if place < most), most)
         self.trials = 0
-        self._beliefs: dict[int, Belief] = {}
-        self._belief = Belief(prior_of(self.places))
+        self._prior = prior_of(self.places)
+        self._belief, self._beliefs = Belief(self._prior), self._remembered(known or {})
         self._variance = _NOISE**2  # of one step against what was expected
         self._key, self._size, self._step = 1 << 30, 1, 0  # batches of late: which beliefs, how large; steps so far
         self._way, self._best, self._gap = 0, 0, 0.0  # what is done; what seemed best; by how much
         self._left, self._done, self._fresh = 0, 0, 0  # steps to the next decision; since the last; that tell nothing
         self._stay, self._errors = _LOOKS, list[float]()  # steps while nothing changes; what was seen
+        self._stood = _USE  # steps since another way became the best
+        self._credit = 0.0 if self._beliefs else float(_CREDIT)  # steps that trials may lose by now
 
     def choose(
         self, requests: int, tokens: Sequence[float], seconds: Sequence[float], reading: Sequence[float]
@@ -62,11 +70,12 @@ class Referee:
         rates = map(truediv, tokens, seconds)
         scores = [log(rate) - belief.error(k) - _PLAIN * (k > 0) for k, rate in enumerate(rates)]
         changing = [x / s if x > reading[self._way] else 0.0 for x, s in zip(reading, seconds, strict=True)]
-        best = max(range(len(scores)), key=lambda k: scores[k] - changing[k] / _USE)
+        earned = max(_SOON, self._stood)
+        best = max(range(len(scores)), key=lambda k: scores[k] - changing[k] / earned)
         way = self._tried(scores, best, changing) if best == self._best else best
         longest = max(_STAY, round(_SECONDS / seconds[way]))
         if best != self._best:
-            self._stay = _LOOKS
+            self._stay, self._stood = _LOOKS, 0
         elif way == best == self._way:
             self._stay = min(2 * self._stay, longest)
         fresh = self._fresh_of(way)
@@ -88,12 +97,28 @@ class Referee:
             self._errors.append(log(max(seconds, 1e-9) / expected))
         return self._way != self._best and self._is_hopeless()
 
+    def known(self) -> dict[str, Any]:
+        """What is known of the table's errors, by sizes of batches: plain values."""
+        return {str(key): belief.errors() for key, belief in self._beliefs.items()}
+
     # -- parts
+
+    def _remembered(self, known: Mapping[str, Any]) -> dict[int, Belief]:
+        found = {}
+        for key, errors in list(known.items())[:_MOST_KNOWN]:
+            with suppress(TypeError, ValueError, KeyError, IndexError, AttributeError):
+                belief = Belief.of_errors(self._prior, errors["mean"], errors["cov"])
+                if belief is not None:
+                    belief.forget(_STALE)
+                    found[int(key)] = belief
+        return found
 
     def _conclude(self) -> None:
         """What came of the steps since the last decision."""
         belief, errors = self._belief, self._errors
         self._step += self._done
+        self._stood += self._done
+        self._credit = min(_CREDIT, self._credit + _SHARE * self._done)
         belief.pass_time(self._step)
         if errors:
             off = belief.learn(self._way, median(errors), self._variance / len(errors))
@@ -104,14 +129,15 @@ class Referee:
 
     def _tried(self, scores: list[float], best: int, changing: list[float]) -> int:
         """The way from whose trial most is to be expected, if any is worth it; else the best."""
-        found, most, noise = best, 0.0, self._variance / _GLANCES
+        found, most, price, noise = best, 0.0, 0.0, self._variance / _GLANCES
         for k, score in enumerate(scores):
             if k != best:
                 gap, fresh = scores[best] - score, self._fresh_of(k)
                 cost = gap * (_GLANCES + fresh) + changing[k]
                 value = _USE * _hoped(gap, self._belief.told_apart(k, best, noise)) - cost
-                if value > most:
-                    found, most = k, value
+                if value > most and cost <= self._credit:
+                    found, most, price = k, value, cost
+        self._credit -= price
         return found
 
     def _fresh_of(self, way: int) -> int:

@@ -106,15 +106,21 @@ def test_attention_in_one_call_is_for_whole_blocks() -> None:
 
 
 @pytest.mark.skipif(not hasattr(native.library(), "decoder_layer"), reason="this CPU has no bf16 products of our own")
-def test_parts_of_a_layer_in_one_call_are_packed_when_they_are_asked() -> None:
-    """Not in memory a third time before; then once, and they say the same."""
+@pytest.mark.parametrize("raw_features", [False, True], ids=["normed", "raw"])
+def test_parts_of_a_layer_in_one_call_are_packed_when_they_are_asked(raw_features: bool) -> None:
+    """Not in memory a third time before; then once, and they say the same. So do the layers of a stack."""
     model = model_of(ONE_CALL)
+    model.raw_features = raw_features
     model.pack()
     parts = [part for layer in model.layers for part in layer.modules() if isinstance(part, Linear)]
     assert parts and all(layer.whole is not None for layer in model.layers)
     tokens = list(range(4, 24))
     whole = states(model, tokens, [20], list(range(12)))
     assert [part._packed for part in parts] == [None] * len(parts) and model.lm_head._packed is not None
+    assert model._whole is not None
+    model._whole = None
+    assert torch.equal(states(model, tokens, [20], list(range(12))), whole)
+    assert [part._packed for part in parts] == [None] * len(parts)
     for layer in model.layers:
         layer.whole = None
     assert torch.equal(states(model, tokens, [20], list(range(12))), whole)

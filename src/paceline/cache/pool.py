@@ -14,9 +14,9 @@ SPARE_SLOTS = 64
 
 
 class Pool:
-    """memory [layers][slots, numbers of a token], and views of it: k [layers][slots, Hkv, k_dim] (without what heads
-    share), shared [layers][slots, spec.shared], v [layers][slots, Hkv, v_dim] (of latents the first part of k). room:
-    for one pass at a time to work in. Raises `UserError` when there is not that much memory."""
+    """memory [layers][slots, numbers of a token], one layer behind the other, and views of it: k [layers][slots, Hkv,
+    k_dim] (without what heads share), shared [layers][slots, spec.shared], v [layers][slots, Hkv, v_dim] (of latents
+    the first part of k). room: for one pass at a time to work in. Raises `UserError` when there is not that much."""
 
     def __init__(
         self, spec: CacheSpec, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device | str = "cpu"

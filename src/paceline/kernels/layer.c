@@ -1,5 +1,5 @@
-/* A whole decoder layer in one call: mla.c's half, then a mixture of experts or one gated MLP, and the sum; and a whole
- * module for drafting around such a layer. Made of the other files' functions, so a row has the same bits among any
+/* A whole decoder layer in one call: mla.c's half, then a mixture of experts or one gated MLP, and the sum; a whole stack
+ * of them, from tokens to states; and a whole module for drafting around one. Made of the other files' functions, so a row has the same bits among any
  * others. No state, no allocation. */
 #include "bf16.h"
 
@@ -29,6 +29,25 @@ struct Module {
     float eps;
 };
 
+/* Layers between the embedding and a norm, or none: cos, sin [places, half] by position. */
+typedef struct {
+    const Layer *const *layers;
+    const bf16 *table, *norm;
+    const float *cos, *sin;
+    long count, hidden, places, half;
+    float eps;
+} Stack;
+
+/* The angles of these positions, [rows, half] each; those beyond the context mean nothing. */
+static void take_angles(const int64_t *positions, long rows, const float *all_cos, const float *all_sin, long places,
+                        long half, float *cos, float *sin) {
+    for (long r = 0; r < rows; r++) {
+        long place = positions[r] < 0 ? 0 : positions[r] < places ? positions[r] : places - 1;
+        memcpy(cos + r * half, all_cos + place * half, half * sizeof *cos);
+        memcpy(sin + r * half, all_sin + place * half, half * sizeof *sin);
+    }
+}
+
 /* x [rows, hidden] to out [rows, hidden], of the rows that are wanted. room: layer.py counts it. */
 void decoder_layer(const Layer *m, const Pass *p, bf16 *pool, const bf16 *x, const float *cos, const float *sin, bf16 *out,
                    void *room) {
@@ -45,6 +64,26 @@ void decoder_layer(const Layer *m, const Pass *p, bf16 *pool, const bf16 *x, con
     for (long i = 0; i < count; i++) out[i] = down(up(out[i]) + up(added[i]));
 }
 
+/* tokens, positions [rows] to out [rows, hidden]; the slots of each layer lie `stride` numbers behind those of the one
+ * before. room: layer.py counts it. */
+void decoder_stack(const Stack *m, const Pass *p, bf16 *pool, const int64_t *tokens, const int64_t *positions, bf16 *out,
+                   void *room, long stride) {
+    long rows = p->rows, count = rows * m->hidden;
+    float *cos = room, *sin = cos + rows * m->half;
+    bf16 *x = (bf16 *)(sin + rows * m->half), *made = x + count, *inner = made + count;
+    take_angles(positions, rows, m->cos, m->sin, m->places, m->half, cos, sin);
+    for (long r = 0; r < rows; r++) memcpy(x + r * m->hidden, m->table + tokens[r] * m->hidden, m->hidden * sizeof *x);
+    for (long i = 0; i < m->count; i++, pool += stride) {
+        bf16 *before = x;
+        decoder_layer(m->layers[i], p, pool, x, cos, sin, made, inner);
+        x = made, made = before;
+    }
+    if (m->norm)
+        rms_norm(x, m->norm, out, rows, m->hidden, m->hidden, m->eps, 1);
+    else
+        memcpy(out, x, count * sizeof *out);
+}
+
 /* tokens, positions [rows] and states [rows, hidden] to out [rows, hidden], of the rows that are wanted. room: layer.py
  * counts it. */
 void mtp_module(const Module *m, const Pass *p, bf16 *pool, const int64_t *tokens, const int64_t *positions,
@@ -52,11 +91,7 @@ void mtp_module(const Module *m, const Pass *p, bf16 *pool, const int64_t *token
     long rows = p->rows, hidden = m->layer->hidden;
     float *cos = room, *sin = cos + rows * m->half;
     bf16 *pairs = (bf16 *)(sin + rows * m->half), *x = pairs + rows * 2 * hidden, *y = x + rows * hidden;
-    for (long r = 0; r < rows; r++) {
-        long place = positions[r] < 0 ? 0 : positions[r] < m->places ? positions[r] : m->places - 1;
-        memcpy(cos + r * m->half, m->cos + place * m->half, m->half * sizeof *cos);
-        memcpy(sin + r * m->half, m->sin + place * m->half, m->half * sizeof *sin);
-    }
+    take_angles(positions, rows, m->cos, m->sin, m->places, m->half, cos, sin);
     norm_pairs(tokens, m->table, states, m->token_norm, m->state_norm, pairs, rows, hidden, (int)m->states_first, m->eps);
     packed_linear(pairs, m->join, 0, x, rows, 2 * hidden, hidden, (int)m->layer->codes, p->threads);
     decoder_layer(m->layer, p, pool, x, cos, sin, y, y + rows * hidden);

@@ -1,8 +1,9 @@
-"""A whole decoder layer, or a whole MTP module around one, over a paged cache, in one call of `layer.c`."""
+"""A whole decoder layer, a stack of them, or an MTP module around one, over a paged cache, in one call of `layer.c`."""
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -41,6 +42,16 @@ class Join(NamedTuple):
     eps: float
 
 
+class Ends(NamedTuple):
+    """What lies around a stack of layers: the embedding, the last norm if it belongs to it, and its eps; cos and sin
+    of all places [2, places, rope / 2]."""
+
+    table: Tensor
+    norm: Tensor | None
+    eps: float
+    angles: Tensor
+
+
 class _Layer(ctypes.Structure):
     """`Layer` of layer.c."""
 
@@ -57,6 +68,16 @@ class _Module(ctypes.Structure):
     _fields_ = (
         *((name, _POINTER) for name in ("layer", "table", "token_norm", "state_norm", "join", "norm", "cos", "sin")),
         *((name, _LONG) for name in ("places", "half", "states_first")),
+        ("eps", _FLOAT),
+    )
+
+
+class _Stack(ctypes.Structure):
+    """`Stack` of layer.c."""
+
+    _fields_ = (
+        *((name, _POINTER) for name in ("layers", "table", "norm", "cos", "sin")),
+        *((name, _LONG) for name in ("count", "hidden", "places", "half")),
         ("eps", _FLOAT),
     )
 
@@ -84,6 +105,39 @@ class PackedLayer:
         pointers = (tensor.data_ptr() for tensor in (paged.memory, x, cos, sin, out, room))
         native.call("decoder_layer", self.where, paged.all_layers.where, *pointers)
         return out
+
+
+class PackedStack:
+    """norm(layers(embedding)), all layers in one call."""
+
+    def __init__(self, layers: Sequence[PackedLayer], ends: Ends) -> None:
+        self.layers, self.ends, self.hidden = layers, ends, layers[0].hidden
+        (table, norm, eps, angles), (_, places, half) = ends, ends.angles.shape
+        self._wheres = (ctypes.c_void_p * len(layers))(*(layer.where for layer in layers))
+        pointers = (None if x is None else x.data_ptr() for x in (table, norm, angles[0], angles[1]))
+        sizes = len(layers), self.hidden, places, half
+        self.struct = _Stack(ctypes.addressof(self._wheres), *pointers, *sizes, eps)
+        self.where = ctypes.addressof(self.struct)
+        self.once = max(layer.once for layer in layers)
+        self.room = max(layer.room for layer in layers) + 2 * 4 * half + 2 * 2 * self.hidden
+
+    def __call__(self, tokens: Tensor, positions: Tensor, first: Paged) -> Tensor:
+        """tokens, positions [T] to [T, hidden]; as `PackedLayer`. first: the first layer's part of the cache, behind
+        which lie those of the others."""
+        rows = tokens.shape[0]
+        out = torch.empty(rows, self.hidden, dtype=torch.bfloat16)
+        room = first.all_layers.room.of(rows * self.room + self.once)
+        pointers = (tensor.data_ptr() for tensor in (first.memory, tokens, positions, out, room))
+        native.call("decoder_stack", self.where, first.all_layers.where, *pointers, first.memory.numel())
+        return out
+
+
+def pack_stack(layers: Sequence[PackedLayer | None], ends: Ends) -> PackedStack | None:
+    """None where one of them is no call of its own, or has neighbours of another kind."""
+    whole = [layer for layer in layers if layer is not None and not layer.half.codes]
+    plain = [ends.table] if ends.norm is None else [ends.table, ends.norm]
+    alike = all(x.dtype == torch.bfloat16 for x in plain)
+    return PackedStack(whole, ends) if alike and len(whole) == len(layers) else None
 
 
 class PackedModule:

@@ -45,6 +45,7 @@ SIGNATURES = {
     "gated_experts": [_POINTER] * 8 + [_LONG] * 5 + [ctypes.c_int] * 2,
     "mla": [_POINTER] * 9,
     "decoder_layer": [_POINTER] * 8,
+    "decoder_stack": [_POINTER] * 7 + [_LONG],
     "mtp_module": [_POINTER] * 8,
     "draft_chain": [_POINTER] * 11 + [_LONG] * 2 + [ctypes.c_int],
     "int8_linear": [_POINTER] * 5 + [_LONG] * 3 + [ctypes.c_int],

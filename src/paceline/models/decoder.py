@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from paceline.config import ModelConfig
 from paceline.formats import Format
-from paceline.kernels.layer import PackedLayer
+from paceline.kernels.layer import Ends, PackedLayer, PackedStack, pack_stack
 from paceline.kernels.mla import HalfLayer
 from paceline.kernels.pages import Pages
 from paceline.layers.attention import MLA, Attend, CacheSpec
@@ -95,6 +95,7 @@ class DecoderModel(nn.Module):
         super().__init__()
         self.config, self.cache, self.rope, self.raw_features = config, cache, rope, raw_features
         self.form: Format | None = None
+        self._whole: PackedStack | None = None
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList([layer(i) for i in range(config.num_hidden_layers)])
         self.norm = RMSNorm(config.hidden_size, eps)
@@ -106,6 +107,8 @@ class DecoderModel(nn.Module):
     def forward(self, tokens: Tensor, positions: Tensor, attend: Attend, features: Tensor | None = None) -> Tensor:
         """tokens, positions [T] to the states that `logits` and MTP modules read [T, hidden]: after the final norm,
         unless `raw_features`. `features` is for MTP depths; unused here."""
+        if self._whole is not None and (paged := attend.paged(0)) is not None:
+            return self._whole(tokens, positions, paged)
         cos, sin = self.rope(positions)
         x = self.embed_tokens(tokens)
         for i, layer in enumerate(self.layers):
@@ -136,6 +139,9 @@ class DecoderModel(nn.Module):
     def pack(self) -> None:
         """Call it after loading; as the function `pack`."""
         pack(self)
+        norm = None if self.raw_features else self.norm.weight
+        ends = Ends(self.embed_tokens.weight, norm, self.norm.eps, self.rope.table(self.norm.weight.device))
+        self._whole = pack_stack([layer.whole for layer in self.layers], ends)  # type: ignore[misc]
 
 
 def pack(model: nn.Module) -> None:

@@ -138,8 +138,7 @@ def test_it_drafts_from_the_first_step_on() -> None:
 
 
 def test_it_turns_off_under_load_and_on_again() -> None:
-    costs = table(row=1.5, draft=0.05)
-    costs = replace(costs, seconds=[[1.0, 1.5], costs.seconds[1]])
+    costs = replace(table(draft=0.05), seconds=[[1.0, 1.5], [10.0, 80.0]])
     policy, machine = AdaptiveWidth(costs, MOST), Costs(costs)
     for count, drafting in ((1, True), (16, False), (1, True)):
         ready = requests_of(count)

@@ -41,7 +41,7 @@ def test_micro_batches_give_the_same_update() -> None:
         ({"optimizer": "adamw"}, "model or optimizer"),
         ({"shape": {"intermediate_size": 64}}, "model or optimizer"),
     ],
-    ids=str,
+    ids=["seed", "batch_tokens", "data", "optimizer", "shape"],
 )
 def test_another_run_is_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
     trainer().save(tmp_path / "state")

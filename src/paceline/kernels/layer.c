@@ -1,6 +1,6 @@
 /* A whole decoder layer in one call: mla.c's half, then a mixture of experts or one gated MLP, and the sum; a whole stack
- * of them, from tokens to states; and a whole module for drafting around one. Made of the other files' functions, so a row has the same bits among any
- * others. No state, no allocation. */
+ * of them, from tokens to states; and a whole module for drafting around one. Made of the other files' functions, so a
+ * row has the same bits among any others. No state, no allocation. */
 #include "bf16.h"
 
 #ifdef TILES
@@ -57,7 +57,8 @@ void decoder_layer(const Layer *m, const Pass *p, bf16 *pool, const bf16 *x, con
     bf16 *normed = (bf16 *)(numbers + m->all + 1 + pairs), *added = normed + count, *inner = added + count;
     mla(m->attention, p, pool, x, cos, sin, out, normed, inner + pairs * m->width);
     if (m->experts)
-        route(normed, m->router, m->bias, shares, rows, m->experts, m->hidden, m->top, (int)m->normalise, m->scaling, 1);
+        route(normed, m->router, m->bias, shares, rows, m->experts, m->hidden, m->top, (int)m->normalise, m->scaling,
+              threads_for(p, rows));
     gated_experts(normed, shares, m->gate_up, m->down, added, inner, sums, numbers, rows, m->hidden, m->width, m->experts,
                   m->all, (int)m->codes, p->threads);
 #pragma omp simd
@@ -79,7 +80,7 @@ void decoder_stack(const Stack *m, const Pass *p, bf16 *pool, const int64_t *tok
         x = made, made = before;
     }
     if (m->norm)
-        rms_norm(x, m->norm, out, rows, m->hidden, m->hidden, m->eps, 1);
+        rms_norm(x, m->norm, out, rows, m->hidden, m->hidden, m->eps, threads_for(p, rows));
     else
         memcpy(out, x, count * sizeof *out);
 }
@@ -95,6 +96,6 @@ void mtp_module(const Module *m, const Pass *p, bf16 *pool, const int64_t *token
     norm_pairs(tokens, m->table, states, m->token_norm, m->state_norm, pairs, rows, hidden, (int)m->states_first, m->eps);
     packed_linear(pairs, m->join, 0, x, rows, 2 * hidden, hidden, (int)m->layer->codes, p->threads);
     decoder_layer(m->layer, p, pool, x, cos, sin, y, y + rows * hidden);
-    rms_norm(y, m->norm, out, wanted_of(p)->rows, hidden, hidden, m->eps, 1);
+    rms_norm(y, m->norm, out, wanted_of(p)->rows, hidden, hidden, m->eps, threads_for(p, wanted_of(p)->rows));
 }
 #endif

@@ -52,12 +52,12 @@ void mla(const HalfLayer *m, const Pass *pass, bf16 *pool, const bf16 *x, const 
          *mixed = made + rows * (keys + values), *added = mixed + rows * values;
     bf16 *own = pass->wanted ? q + few * queries : q + queries; /* what keys and values are made of, beside the queries */
     long q_stride = pass->wanted ? queries : queries + rest, stride = pass->wanted ? rest : queries + rest;
-    rms_norm(x, m->norm, first, rows, m->hidden, m->hidden, m->eps, 1);
+    rms_norm(x, m->norm, first, rows, m->hidden, m->hidden, m->eps, threads_for(pass, rows));
     if (pass->wanted)
         project_some(m, pass, first, sum, q, queries, own, rest);
     else
         packed_linear(first, m->in, 0, q, rows, m->hidden, queries + rest, (int)m->codes, pass->threads);
-    rms_norm(own, m->latent_norm, latents, rows, m->rank, stride, m->latent_eps, 1);
+    rms_norm(own, m->latent_norm, latents, rows, m->rank, stride, m->latent_eps, threads_for(pass, rows));
     packed_linear(latents, m->kv, 0, made, rows, m->rank, keys + values, (int)m->codes, pass->threads);
     for (long r = 0; r < rows; r++)
         keep_row(m, own + r * stride + m->rank, made + r * (keys + values), pool + pass->slots[r] * kept, cos + r * half,
@@ -75,6 +75,6 @@ void mla(const HalfLayer *m, const Pass *pass, bf16 *pool, const bf16 *x, const 
 #pragma omp simd
         for (long j = 0; j < m->hidden; j++) to[j] = down(up(from[j]) + up(more[j]));
     }
-    rms_norm(sum, m->next_norm, normed, few, m->hidden, m->hidden, m->eps, 1);
+    rms_norm(sum, m->next_norm, normed, few, m->hidden, m->hidden, m->eps, threads_for(pass, few));
 }
 #endif

@@ -88,6 +88,27 @@ void causal_softmax(bf16 *scores, long rows, long heads, long width, long contex
     }
 }
 
+/* x . w of as many rows w as there are sums: together, for one sum alone waits for itself. */
+static void dots(const bf16 *x, const bf16 *w, long n, long count, float *sums) {
+    float a = 0, b = 0, c = 0, d = 0;
+    if (count < 4) {
+        for (long e = 0; e < count; e++, w += n) {
+            float sum = 0;
+#pragma omp simd reduction(+ : sum)
+            for (long i = 0; i < n; i++) sum += up(x[i]) * up(w[i]);
+            sums[e] = sum;
+        }
+        return;
+    }
+#pragma omp simd reduction(+ : a, b, c, d)
+    for (long i = 0; i < n; i++) {
+        float y = up(x[i]);
+        a += y * up(w[i]), b += y * up(w[n + i]), c += y * up(w[2 * n + i]), d += y * up(w[3 * n + i]);
+    }
+    sums[0] = a, sums[1] = b, sums[2] = c, sums[3] = d;
+    dots(x, w + 4 * n, n, count - 4, sums + 4);
+}
+
 /* all [rows, hidden], weight [experts, hidden], bias [experts] to all_shares [rows, experts]: sigmoid scores of the `top`
  * experts with the largest score + bias (the lowest of equals), made to sum to 1 when `normalise`, times `scaling`; 0
  * elsewhere. */
@@ -97,11 +118,10 @@ void route(const bf16 *all, const bf16 *weight, const float *bias, float *all_sh
         const bf16 *x = all + r * hidden;
         float *shares = all_shares + r * experts;
         float scores[256], choice[256], total = 0;
+        dots(x, weight, hidden, experts, scores);
+#pragma omp simd
         for (long e = 0; e < experts; e++) {
-            const bf16 *w = weight + e * hidden;
-            float sum = 0;
-#pragma omp simd reduction(+ : sum)
-            for (long i = 0; i < hidden; i++) sum += up(x[i]) * up(w[i]);
+            float sum = scores[e];
             scores[e] = 1 / (1 + quick_exp(-sum < 88 ? -sum : 88));
             choice[e] = scores[e] + bias[e];
             shares[e] = 0;

@@ -6,6 +6,7 @@ are the web process's affair: it drains first, so those that a terminal or a ser
 
 from __future__ import annotations
 
+import gc
 import signal
 from time import monotonic
 
@@ -37,6 +38,7 @@ class Worker:
         self._compiling = Compiling(llm.loaded.grammars)
 
     def run(self) -> None:
+        gc.freeze()  # what is here by now stays, and need not be searched for garbage
         self._take_cores()
         self.channel.send(self._ready(), self._stats())
         while not self.channel.closed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 from pathlib import Path
 from types import FrameType
@@ -52,6 +53,7 @@ async def _serve(model: Path, settings: ServerSettings, listener: socket.socket)
             lifespan="off",
             timeout_graceful_shutdown=max(1, round(settings.drain)),
         )
+        gc.freeze()  # what is here by now stays, and need not be searched for garbage
         _announce(settings, listener, client)
         await Server(config).serve(sockets=[listener])
     finally:

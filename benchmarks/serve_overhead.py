@@ -179,7 +179,7 @@ def threads_of(args: argparse.Namespace) -> int | None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--max-tokens", type=int, default=256)
+    parser.add_argument("--max-tokens", type=int, default=512)
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--threads", type=int, help="of the engine; by default as many as paceline serve takes")
     parser.add_argument("-k", default="auto", help="how many tokens to draft, in all engines; default %(default)s")

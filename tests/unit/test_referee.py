@@ -188,3 +188,22 @@ def test_what_is_no_knowledge_is_left_out(errors: object) -> None:
     assert not Referee(MOST, {"8": errors}).known()
     good = {"mean": [0.0] * 4, "cov": [[0.01] * 4] * 4}
     assert Referee(MOST, {"8": errors, "x": good, "9": good}).known().keys() == {"9"}
+
+
+def test_what_is_known_of_one_kind_tells_nothing_of_another() -> None:
+    """Free texts, whose drafts are 1.3 times as fast, and texts in a grammar, whose drafts are 0.7 times as fast."""
+    referee, real = Referee(MOST), {0: flat(1.3), 1: flat(0.7)}
+    expected, seconds = forecast(8, flat(1.0))
+    chosen: dict[int, list[bool]] = {0: [], 1: []}
+    for turn in range(40):
+        kind = turn % 2
+        for _ in range(6):
+            way, left = referee.choose(8, expected, seconds, AT_ONCE, kind)
+            took = forecast(8, real[kind])[1][way]
+            chosen[kind] += [way > 0] * left
+            for _ in range(left):
+                if referee.looks():
+                    referee.learn(seconds[way], took, clean=True)
+    for kind, drafts in ((0, True), (1, False)):
+        late = chosen[kind][len(chosen[kind]) // 2 :]
+        assert late.count(drafts) > 0.9 * len(late)

@@ -198,7 +198,8 @@ class AdaptiveWidth:
             for k, way in zip(self.referee.places, ways, strict=True)
         ]
         waiting = [WINDOW * n * self.costs.absorbing(k) for k in self.referee.places]
-        k, plan.left = self.referee.choose(n, [way.tokens for way in ways], seconds, waiting)
+        masked = 2 * sum(request.grammar is not None for request in ready) >= n  # masks cost what no table knows
+        k, plan.left = self.referee.choose(n, [way.tokens for way in ways], seconds, waiting, int(masked))
         chosen, plan.usual = ways[k], self.referee.places[k]
         for taken, mine in zip(chosen.taken, members, strict=True):
             for i, request in enumerate(mine):

@@ -39,6 +39,7 @@ _ENOUGH = 2  # looks, and standard deviations, after which a trial may be hopele
 _NOISE, _FOLLOWS = 0.1, 0.1  # of one step, at first; how fast its estimate follows
 _PLAIN = 0.01  # what drafts must bring, for nothing may be slower than none
 _STALE, _MOST_KNOWN = 0.03, 256  # what is forgotten from one engine to the next; sizes that are remembered
+_KINDS = 1000  # more than there are sizes of batches that are told apart
 _UNLIKE = 0.5  # what is forgotten when a batch is judged by what is known of one e times as large
 
 
@@ -60,12 +61,18 @@ class Referee:
         self._credit = 0.0 if self._beliefs else float(_CREDIT)  # steps that trials may lose by now
 
     def choose(
-        self, requests: int, tokens: Sequence[float], seconds: Sequence[float], reading: Sequence[float]
+        self,
+        requests: int,
+        tokens: Sequence[float],
+        seconds: Sequence[float],
+        reading: Sequence[float],
+        kind: int = 0,
     ) -> tuple[int, int]:
         """Which way to go with so many requests, and for how many steps. By way: tokens and seconds of a step; reading:
-        seconds that modules take before they can draft so deep; what shallower ones take is part of it."""
+        seconds that modules take before they can draft so deep; what shallower ones take is part of it. kind: of the
+        batch; what is known of one kind tells nothing of another that forecasts know nothing of."""
         self._conclude()
-        self._turn_to(requests)
+        self._turn_to(requests, kind)
         belief = self._belief
         rates = map(truediv, tokens, seconds)
         scores = [log(rate) - belief.error(k) - _PLAIN * (k > 0) for k, rate in enumerate(rates)]
@@ -151,12 +158,13 @@ class Referee:
         off = min(self._errors) - self._belief.expected(self._way)
         return self._gap + off > _ENOUGH * sqrt(self._variance)
 
-    def _turn_to(self, requests: int) -> None:
+    def _turn_to(self, requests: int, kind: int) -> None:
         """What is believed of batches of about this size, or of those of late, whichever tells more."""
-        key = round(log(requests) / log(BUCKET)) if requests > 3 else requests - 3
+        key = _KINDS * kind + (round(log(requests) / log(BUCKET)) if requests > 3 else requests - 3)
         if key == self._key:
             return
-        lately = self._belief.copy()
+        alike = round(self._key / _KINDS) == kind
+        lately = self._belief.copy() if alike else Belief(self._prior, self._step)
         lately.forget(1 - exp(-_UNLIKE * abs(log(requests / self._size))))
         known = self._beliefs.get(key)
         if known is not None:

@@ -158,15 +158,15 @@ def test_other_processes_and_drift_confuse_next_to_nothing(truth: Speed, promise
 
 def test_what_one_knew_the_next_one_need_not_try() -> None:
     """A table that promises drafts which are 0.9 times as fast, and one that denies drafts 1.2 times as fast."""
+    lost = {"first": 0.0, "next": 0.0}
     for truth, promise in ((line(0.9), line(1.1)), (hill(1.2), line(0.95))):
-        lost = {"first": 0.0, "next": 0.0}
         for seed in range(SEEDS):
             first = Referee(MOST)
             lost["first"] += loss(300, truth, promise, seed=seed, referee=first)
             loss(1500, truth, promise, seed=seed + 50, referee=first)
             known = json.loads(json.dumps(first.known()))
             lost["next"] += loss(300, truth, promise, seed=seed + 100, referee=Referee(MOST, known))
-        assert lost["next"] < 0.6 * lost["first"]
+    assert lost["next"] < 0.5 * lost["first"]
 
 
 @pytest.mark.parametrize(

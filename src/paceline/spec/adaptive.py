@@ -198,8 +198,7 @@ class AdaptiveWidth:
             for k, way in zip(self.referee.places, ways, strict=True)
         ]
         waiting = [WINDOW * n * self.costs.absorbing(k) for k in self.referee.places]
-        masked = 2 * sum(request.grammar is not None for request in ready) >= n  # masks cost what no table knows
-        k, plan.left = self.referee.choose(n, [way.tokens for way in ways], seconds, waiting, int(masked))
+        k, plan.left = self.referee.choose(n, [way.tokens for way in ways], seconds, waiting, _kind_of(ready))
         chosen, plan.usual = ways[k], self.referee.places[k]
         for taken, mine in zip(chosen.taken, members, strict=True):
             for i, request in enumerate(mine):
@@ -248,6 +247,13 @@ class AdaptiveWidth:
         self._on = on
         self.decisions.steps_on += on
         self.decisions.steps_off += not on
+
+
+def _kind_of(ready: list[Request]) -> int:
+    """What half of the requests or more are: masks and draws cost what the table, made of greedy steps, leaves out."""
+    masked = sum(request.grammar is not None for request in ready)
+    drawn = sum(not request.params.greedy for request in ready)
+    return 2 * (2 * masked >= len(ready)) + (2 * drawn >= len(ready))
 
 
 def _by_depth(widths: list[int]) -> list[int]:

@@ -58,7 +58,7 @@ class Referee:
         self._left, self._done, self._fresh = 0, 0, 0  # steps to the next decision; since the last; that tell nothing
         self._stay, self._errors = _LOOKS, list[float]()  # steps while nothing changes; what was seen
         self._stood = _USE  # steps since another way became the best
-        self._credit = 0.0 if self._beliefs else float(_CREDIT)  # steps that trials may lose by now
+        self._credit = float(_CREDIT)  # steps that trials may lose by now
 
     def choose(
         self,

@@ -30,6 +30,7 @@ from paceline.spec.belief import Belief, prior_of
 BUCKET = 1.25  # batches whose sizes differ by less than this factor are judged together
 _PLACES = (1, 2, 3, 5, 8)  # drafts for each request: the ways are few, for each costs trials
 _USE = 500  # steps for which knowledge is of use
+_CHECK, _CLEAR = 400, 0.15  # steps with drafts after which none are tried again, unless drafts are clearly better
 _SOON = 64  # and least steps over which a change must be earned: as many as the one before it stood
 _CREDIT, _SHARE = 40, 0.01  # what trials may lose: steps at once, and of all steps in the long run
 _FRESH, _FRESH_PLAIN = 1, 4  # first steps of a way that tell nothing: modules absorb, caches hold something else
@@ -57,6 +58,7 @@ class Referee:
         self._way, self._best, self._gap = 0, 0, 0.0  # what is done; what seemed best; by how much
         self._left, self._done, self._fresh = 0, 0, 0  # steps to the next decision; since the last; that tell nothing
         self._stay, self._errors = _LOOKS, list[float]()  # steps while nothing changes; what was seen
+        self._plain = 0  # when no drafts were last tried
         self._stood = _USE  # steps since another way became the best
         self._credit = float(_CREDIT)  # steps that trials may lose by now
 
@@ -86,6 +88,7 @@ class Referee:
         elif way == best == self._way:
             self._stay = min(2 * self._stay, longest)
         fresh = self._fresh_of(way)
+        self._plain = self._step if not way else self._plain
         self.trials += way != best and fresh > 0
         self._left = fresh + (self._stay if way == best == self._best else _GLANCES)
         self._way, self._best, self._gap = way, best, scores[best] - scores[way]
@@ -136,6 +139,8 @@ class Referee:
 
     def _tried(self, scores: list[float], best: int, changing: list[float]) -> int:
         """The way from whose trial most is to be expected, if any is worth it; else the best."""
+        if best and self._step - self._plain > _CHECK and scores[best] - scores[0] < _CLEAR:
+            return 0
         found, most, price, noise = best, 0.0, 0.0, self._variance / _GLANCES
         for k, score in enumerate(scores):
             if k != best:

@@ -182,6 +182,7 @@ def test_what_one_knew_the_next_one_need_not_try() -> None:
         {"mean": [0.0] * 4, "cov": [[-0.01] * 4] * 4},
         {"mean": [0.0] * 4, "cov": [[100.0] * 4] * 4},
         {"mean": [0.0] * 4, "cov": [[0.01] * 16]},
+        {"mean": [10**400] * 4, "cov": [[0.01] * 4] * 4},
     ],
 )
 def test_what_is_no_knowledge_is_left_out(errors: object) -> None:

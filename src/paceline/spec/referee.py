@@ -116,7 +116,7 @@ class Referee:
     def _remembered(self, known: Mapping[str, Any]) -> dict[int, Belief]:
         found = {}
         for key, errors in list(known.items())[:_MOST_KNOWN]:
-            with suppress(TypeError, ValueError, KeyError, IndexError, AttributeError):
+            with suppress(TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError):
                 belief = Belief.of_errors(self._prior, errors["mean"], errors["cov"])
                 if belief is not None:
                     belief.forget(_STALE)

@@ -91,7 +91,7 @@ class PagedAttend:
 
     @cached_property
     def all_layers(self) -> mla.Pass:
-        sizes = self.pool.block_size, self.pool.spec.num_kv_heads, self.pool.room
+        sizes = self.pool.block_size, self.pool.room
         if self.wanted is None:
             return mla.Pass(self.batch.slots, self.tables, *sizes)
         only = PagedAttend(self.pool, self.wanted.batch)

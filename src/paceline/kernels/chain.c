@@ -7,7 +7,6 @@
 #include "native.h"
 
 enum { FEW_ROWS = 4, MANY_ROWS = 16 }; /* of a request in a tile; as in heads.py */
-enum { MANY = 1 << 16 };               /* logits; as in native.py */
 
 /* head [vocab, hidden] as packed_linear reads it, with codes or not, bias [vocab] or none; pool: where the module keeps
  * what it reads. */
@@ -19,12 +18,11 @@ typedef struct {
     long codes;
 } Depth;
 
-/* hashes [vocab]: of the token ids; block_size slots in a block; heads: those of attention, whose work is shared out from
- * `shared` on. */
+/* hashes [vocab]: of the token ids; block_size slots in a block. */
 typedef struct {
     const Depth *depths;
     const int32_t *hashes;
-    long count, hidden, vocab, block_size, heads, shared;
+    long count, hidden, vocab, block_size;
 } Chain;
 
 /* One request: `length` committed tokens, those from place `known` on at tokens + token; its blocks at blocks + table.
@@ -39,17 +37,28 @@ typedef struct {
     int64_t start, first;
 } Way;
 
-/* What a call works on; drafts [width, asked], ways [depths, asked]; ends: of each request, behind its last output. */
+/* What a call works on; drafts [width, asked], ways [depths, asked]; ends: of each request, behind its last output. room:
+ * for a module, behind the logits. */
 typedef struct {
     const Asked *requests;
     const Way *ways;
-    const int64_t *tokens, *blocks;
-    int64_t *drafts;
+    const int64_t *tokens;
+    int64_t *blocks, *drafts;
+    const float *heats;
+    float *scratch;
     long asked;
     int64_t *row_tokens, *positions, *slots, *index;
     const bf16 **ends;
-    bf16 *features;
+    uint64_t *places;
+    bf16 *features, *last, *logits;
+    void *room;
 } Work;
+
+/* A pass of a module, the rows of it that are wanted, and the features that wait for the passes behind it. */
+typedef struct {
+    Pass all, wanted;
+    const bf16 *carried;
+} Depths;
 
 /* A request's rows in a pass of module `depth`, the places start .. end - 1, from row `to` of all on. */
 static void lay_rows(const Work *w, long r, long depth, long start, long end, long block_size, long to) {
@@ -82,8 +91,8 @@ static const bf16 *lay_pass(const Chain *m, const Work *w, long t, long left, co
 
 /* The same pass over the rows whose outputs are wanted, of which attention wants to know. numbers: as attend_heads takes
  * them. */
-static void lay_wanted(const Chain *m, const Work *w, long t, long left, int64_t *numbers, int threads, Pass *pass) {
-    long depth = t < m->count ? t : m->count, rows = 0, longest = 0, work = 0, row = 0;
+static void lay_wanted(const Chain *m, const Work *w, long t, long left, int64_t *numbers, Pass *pass) {
+    long depth = t < m->count ? t : m->count, rows = 0, longest = 0, row = 0;
     int64_t *starts = numbers, *context = starts + left + 1, *first = context + left, *tables = first + left;
     starts[0] = 0;
     for (long r = 0; r < left; r++) {
@@ -94,11 +103,50 @@ static void lay_wanted(const Chain *m, const Work *w, long t, long left, int64_t
         row += end - start;
         for (long i = row - count; i < row; i++) w->index[rows++] = i;
         starts[r + 1] = rows, context[r] = end - count, first[r] = way->first, tables[r] = a->table;
-        work += count * end, longest = end > longest ? end : longest;
+        longest = end > longest ? end : longest;
     }
     *pass = (Pass){.numbers = numbers, .rows = rows, .requests = left, .block_size = m->block_size,
-                   .longest = longest, .tile = rows >= MANY_ROWS * left ? MANY_ROWS : FEW_ROWS, .threads = threads,
-                   .attending = work * m->heads >= m->shared ? threads : 1, .scratch = pass->scratch};
+                   .longest = longest, .tile = rows >= MANY_ROWS * left ? MANY_ROWS : FEW_ROWS, .scratch = pass->scratch};
+}
+
+/* The pass of draft number t. */
+static void lay(const Chain *m, const Work *w, long t, long left, Depths *at) {
+    at->wanted = (Pass){.scratch = w->scratch};
+    lay_wanted(m, w, t, left, w->blocks - 4 * left - 1, &at->wanted);
+    at->all = at->wanted;
+    at->carried = lay_pass(m, w, t, left, at->carried, &at->all);
+    if (at->wanted.rows < at->all.rows) at->all.wanted = &at->wanted, at->all.index = w->index;
+}
+
+/* What each of my requests drafts from: the last of its outputs. */
+static void take_last(const Chain *m, const Work *w, long t, Rows mine, const bf16 *outputs, const int64_t *ends) {
+    for (long r = mine.begin; r < mine.end; r++) {
+        w->ends[r] = outputs + ends[r + 1] * m->hidden;
+        memcpy(w->last + r * m->hidden, w->ends[r] - m->hidden, m->hidden * sizeof *w->last);
+        w->places[2 * r] = (uint64_t)w->requests[r].seed;
+        w->places[2 * r + 1] = (uint64_t)(w->requests[r].length + t - 1);
+    }
+}
+
+static void chain_part(const Chain *m, const Work *w, Depths *at, bf16 *outputs, const Team *team) {
+    for (long t = 1, left = w->asked; t <= w->requests->width; t++) {
+        while (w->requests[left - 1].width < t) left--;
+        const Depth *depth = m->depths + (t < m->count ? t : m->count) - 1;
+        const Product head = {w->last, depth->head, depth->bias, w->logits, 0, left, m->hidden, m->vocab, m->vocab, m->vocab,
+                              0, depth->codes};
+        if (last_to_come(team)) {
+            lay(m, w, t, left, at);
+            part_again(team);
+        }
+        module_part(depth->module, &at->all, depth->pool, w->row_tokens, w->positions, w->features, outputs, w->room, team);
+        meet(team);
+        take_last(m, w, t, rows_of(team, left), outputs, at->wanted.numbers);
+        outputs += at->wanted.rows * m->hidden;
+        meet(team);
+        linear_part(&head, team);
+        meet(team);
+        choose_rows(w->logits, w->places, w->heats, m->hashes, w->drafts + (t - 1) * w->asked, 0, rows_of(team, left), m->vocab);
+    }
 }
 
 /* Drafts for `asked` requests in order of falling width, of each as many as its width; beyond the last module that one
@@ -108,32 +156,13 @@ static void lay_wanted(const Chain *m, const Work *w, long t, long left, int64_t
 void draft_chain(const Chain *m, const Asked *requests, const Way *ways, const int64_t *tokens, int64_t *blocks,
                  const float *heats, const bf16 *carried, bf16 *outputs, int64_t *drafts, float *scratch, void *room,
                  long asked, long most, int threads) {
-    long hidden = m->hidden, left = asked;
     int64_t *columns = room;
     const bf16 **ends = (const bf16 **)(columns + 4 * most);
     uint64_t *places = (uint64_t *)(ends + asked);
-    bf16 *features = (bf16 *)(places + 2 * asked), *last = features + most * hidden, *logits = last + asked * hidden;
-    void *inner = logits + asked * m->vocab;
-    const Work w = {requests, ways,           tokens,             blocks, drafts,  asked,
-                    columns,  columns + most, columns + 2 * most, columns + 3 * most, ends, features};
-    for (long t = 1; t <= requests->width; t++) {
-        while (requests[left - 1].width < t) left--;
-        const Depth *depth = m->depths + (t < m->count ? t : m->count) - 1;
-        Pass wanted = {.scratch = scratch}, pass;
-        lay_wanted(m, &w, t, left, blocks - 4 * left - 1, threads, &wanted);
-        pass = wanted;
-        carried = lay_pass(m, &w, t, left, carried, &pass);
-        if (wanted.rows < pass.rows) pass.wanted = &wanted, pass.index = w.index;
-        mtp_module(depth->module, &pass, depth->pool, w.row_tokens, w.positions, features, outputs, inner);
-        for (long r = 0; r < left; r++) {
-            ends[r] = outputs + wanted.numbers[r + 1] * hidden;
-            memcpy(last + r * hidden, ends[r] - hidden, hidden * sizeof *last);
-            places[2 * r] = (uint64_t)requests[r].seed, places[2 * r + 1] = (uint64_t)(requests[r].length + t - 1);
-        }
-        packed_linear(last, depth->head, depth->bias, logits, left, hidden, m->vocab, (int)depth->codes, threads);
-        choose(logits, places, heats, m->hashes, drafts + (t - 1) * asked, 0, left, m->vocab,
-               left * m->vocab >= MANY ? threads : 1);
-        outputs += wanted.rows * hidden;
-    }
+    bf16 *features = (bf16 *)(places + 2 * asked), *last = features + most * m->hidden, *logits = last + asked * m->hidden;
+    const Work w = {requests, ways, tokens, blocks, drafts, heats, scratch, asked, columns, columns + most,
+                    columns + 2 * most, columns + 3 * most, ends, places, features, last, logits, logits + asked * m->vocab};
+    Depths at = {.carried = carried};
+    TOGETHER(threads, chain_part(m, &w, &at, outputs, team));
 }
 #endif

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from paceline.kernels import heads, latent, native
+from paceline.kernels import heads, native
 from paceline.kernels.layer import PackedModule
 from paceline.kernels.linear import BLOCK
 from paceline.kernels.pages import Room
@@ -69,7 +69,7 @@ class _Chain(ctypes.Structure):
     _fields_ = (
         ("depths", _POINTER),
         ("hashes", _POINTER),
-        *((name, _LONG) for name in ("count", "hidden", "vocab", "block_size", "heads", "shared")),
+        *((name, _LONG) for name in ("count", "hidden", "vocab", "block_size")),
     )
 
 
@@ -80,7 +80,7 @@ class Chain:
         self.depths, layers = depths, [depth.module.layer for depth in depths]
         self.hidden, self.vocab = layers[0].hidden, BLOCK * depths[0].head.shape[0]
         self.structs = (_Depth * len(depths))(*(_struct(depth) for depth in depths))
-        sizes = (self.hidden, self.vocab, block_size, layers[0].half.shape.heads, 4 * latent.SHARED_AT_LEAST)
+        sizes = (self.hidden, self.vocab, block_size)
         self.hashes = token_hashes(self.vocab, torch.device("cpu"))
         self.struct = _Chain(ctypes.addressof(self.structs), self.hashes.data_ptr(), len(depths), *sizes)
         self.where = ctypes.addressof(self.struct)

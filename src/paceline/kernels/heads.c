@@ -3,6 +3,7 @@
  * does not see weighs exactly 0. So its bits are the same in any tile, whatever runs beside it, on any number of
  * threads. Queries of one key head in a tile read each key and value from memory once. No state, no allocation. */
 #include "lanes.h"
+#include "team.h"
 
 enum {
     PLACES = LANES, /* at a time */
@@ -237,21 +238,24 @@ static long heads_together(const Pass *m, long tile, int threads) {
  * block_size] * block_size + p % block_size. A row sees the places first[r] .. its own (itself at least); `longest`: the
  * most that any may see. tile: rows of a request that are read for together. scratch: for each thread 4 * (longest + 32)
  * + 16 * (longest + 16) floats. */
-void attend_heads(const bf16 *q, const bf16 *keys, const bf16 *shared, const bf16 *values, bf16 *out,
-                  const int64_t *numbers, float *scratch, long requests, long heads, long kv_heads, long q_stride,
-                  long own, long rest, long v_dim, long k_stride, long v_stride, long block_size, long longest,
-                  float scale, long tile, int threads) {
+HIDDEN void attend_part(const bf16 *q, const bf16 *keys, const bf16 *shared, const bf16 *values, bf16 *out,
+                        const int64_t *numbers, float *scratch, long requests, long heads, long kv_heads, long q_stride,
+                        long own, long rest, long v_dim, long k_stride, long v_stride, long block_size, long longest,
+                        float scale, long tile, const Team *team) {
     const int64_t *context = numbers + requests + 1, *first = context + requests, *tables = first + requests;
     const Pass pass = {q,        keys,   shared,            values,   out,   numbers,  context,
                        first,    tables, tables + requests, requests, heads, kv_heads, q_stride,
                        own,      rest,   v_dim,             k_stride, v_stride, block_size, longest,
                        scale};
-    long room = 4 * (longest + AHEAD + PLACES) + QUERIES * (longest + PLACES), next = 0;
-    const long together = heads_together(&pass, tile, threads);
-    if (threads == 1) { /* a team of one would cost a microsecond */
-        attend_tiles(&pass, &next, tile, together, scratch);
-        return;
-    }
-#pragma omp parallel for num_threads(threads)
-    for (int t = 0; t < threads; t++) attend_tiles(&pass, &next, tile, together, scratch + t * room);
+    long room = 4 * (longest + AHEAD + PLACES) + QUERIES * (longest + PLACES);
+    const long together = heads_together(&pass, tile, team->parts);
+    attend_tiles(&pass, &team->meeting->next, tile, together, scratch + team->part * room);
+}
+
+void attend_heads(const bf16 *q, const bf16 *keys, const bf16 *shared, const bf16 *values, bf16 *out,
+                  const int64_t *numbers, float *scratch, long requests, long heads, long kv_heads, long q_stride,
+                  long own, long rest, long v_dim, long k_stride, long v_stride, long block_size, long longest,
+                  float scale, long tile, int threads) {
+    TOGETHER(threads, attend_part(q, keys, shared, values, out, numbers, scratch, requests, heads, kv_heads, q_stride, own,
+                                  rest, v_dim, k_stride, v_stride, block_size, longest, scale, tile, team));
 }

@@ -47,10 +47,14 @@ def attend_heads(q: Tensor, kept: Kept, tables: Tables, block_size: int, scale: 
 
 
 def shared_work(tables: Tables, rows: int, heads: int) -> tuple[int, int, Tensor]:
-    """Threads, rows in a tile, which share what they read, but leave work for every thread, and scratch for each."""
+    """Threads, rows in a tile, and scratch for each thread."""
     threads = torch.get_num_threads() if tables.work * heads >= 4 * SHARED_AT_LEAST else 1
-    tile = MANY_ROWS if rows >= MANY_ROWS * len(tables.context) else FEW_ROWS
-    return threads, tile, scratch_for(tables.longest, threads)
+    return threads, rows_in_tile(tables, rows), scratch_for(tables.longest, threads)
+
+
+def rows_in_tile(tables: Tables, rows: int) -> int:
+    """Rows of a request that share what they read, but leave work for every thread."""
+    return MANY_ROWS if rows >= MANY_ROWS * len(tables.context) else FEW_ROWS
 
 
 def scratch_for(longest: int, threads: int) -> Tensor:

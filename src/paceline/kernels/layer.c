@@ -38,64 +38,87 @@ typedef struct {
     float eps;
 } Stack;
 
-/* The angles of these positions, [rows, half] each; those beyond the context mean nothing. */
-static void take_angles(const int64_t *positions, long rows, const float *all_cos, const float *all_sin, long places,
+/* The angles of these positions, [rows, half] each, for my rows; those beyond the context mean nothing. */
+static void take_angles(const int64_t *positions, Rows rows, const float *all_cos, const float *all_sin, long places,
                         long half, float *cos, float *sin) {
-    for (long r = 0; r < rows; r++) {
+    for (long r = rows.begin; r < rows.end; r++) {
         long place = positions[r] < 0 ? 0 : positions[r] < places ? positions[r] : places - 1;
         memcpy(cos + r * half, all_cos + place * half, half * sizeof *cos);
         memcpy(sin + r * half, all_sin + place * half, half * sizeof *sin);
     }
 }
 
-/* x [rows, hidden] to out [rows, hidden], of the rows that are wanted. room: layer.py counts it. */
-void decoder_layer(const Layer *m, const Pass *p, bf16 *pool, const bf16 *x, const float *cos, const float *sin, bf16 *out,
-                   void *room) {
+/* As decoder_layer. Before, my rows of x are made; afterwards all are. */
+static void layer_part(const Layer *m, const Pass *p, bf16 *pool, const bf16 *x, const float *cos, const float *sin, bf16 *out,
+                       void *room, const Team *team) {
     long rows = wanted_of(p)->rows, count = rows * m->hidden, pairs = rows * (m->top + m->all - m->experts);
     float *sums = room, *shares = sums + count;
     int32_t *numbers = (int32_t *)(shares + rows * m->experts);
-    bf16 *normed = (bf16 *)(numbers + m->all + 1 + pairs), *added = normed + count, *inner = added + count;
-    mla(m->attention, p, pool, x, cos, sin, out, normed, inner + pairs * m->width);
+    bf16 *normed = (bf16 *)(numbers + m->all + 1 + pairs), *inner = normed + count;
+    const Mixture mixture = {normed, m->gate_up, m->down, shares, out, inner, sums, numbers, numbers + m->all + 1,
+                             rows, m->hidden, m->width, m->experts, m->all, m->codes, 1};
+    mla_part(m->attention, p, pool, x, cos, sin, out, normed, inner + pairs * m->width, team);
     if (m->experts)
-        route(normed, m->router, m->bias, shares, rows, m->experts, m->hidden, m->top, (int)m->normalise, m->scaling,
-              threads_for(p, rows));
-    gated_experts(normed, shares, m->gate_up, m->down, added, inner, sums, numbers, rows, m->hidden, m->width, m->experts,
-                  m->all, (int)m->codes, p->threads);
-#pragma omp simd
-    for (long i = 0; i < count; i++) out[i] = down(up(out[i]) + up(added[i]));
+        route_rows(normed, m->router, m->bias, shares, rows_of(team, rows), m->experts, m->hidden, m->top, (int)m->normalise,
+                   m->scaling);
+    experts_part(&mixture, team);
+    meet(team);
+}
+
+/* x [rows, hidden] to out [rows, hidden], of the rows that are wanted. room: layer.py counts it. */
+void decoder_layer(const Layer *m, const Pass *p, bf16 *pool, const bf16 *x, const float *cos, const float *sin, bf16 *out,
+                   void *room) {
+    TOGETHER(p->threads, layer_part(m, p, pool, x, cos, sin, out, room, team));
+}
+
+static void stack_part(const Stack *m, const Pass *p, bf16 *pool, const int64_t *tokens, const int64_t *positions, bf16 *out,
+                       void *room, long stride, const Team *team) {
+    long rows = p->rows, count = rows * m->hidden;
+    float *cos = room, *sin = cos + rows * m->half;
+    bf16 *x = (bf16 *)(sin + rows * m->half), *made = x + count, *inner = made + count;
+    Rows mine = rows_of(team, rows);
+    take_angles(positions, mine, m->cos, m->sin, m->places, m->half, cos, sin);
+    for (long r = mine.begin; r < mine.end; r++) memcpy(x + r * m->hidden, m->table + tokens[r] * m->hidden, m->hidden * sizeof *x);
+    for (long i = 0; i < m->count; i++, pool += stride) {
+        bf16 *before = x;
+        layer_part(m->layers[i], p, pool, x, cos, sin, made, inner, team);
+        x = made, made = before;
+    }
+    if (m->norm)
+        norm_rows(x, m->norm, out, mine, m->hidden, m->hidden, m->eps);
+    else
+        memcpy(out + mine.begin * m->hidden, x + mine.begin * m->hidden, (mine.end - mine.begin) * m->hidden * sizeof *out);
 }
 
 /* tokens, positions [rows] to out [rows, hidden]; the slots of each layer lie `stride` numbers behind those of the one
  * before. room: layer.py counts it. */
 void decoder_stack(const Stack *m, const Pass *p, bf16 *pool, const int64_t *tokens, const int64_t *positions, bf16 *out,
                    void *room, long stride) {
-    long rows = p->rows, count = rows * m->hidden;
+    TOGETHER(p->threads, stack_part(m, p, pool, tokens, positions, out, room, stride, team));
+}
+
+/* As mtp_module. Before, what it reads is there; afterwards each thread has made its own rows of out. */
+HIDDEN void module_part(const Module *m, const Pass *p, bf16 *pool, const int64_t *tokens, const int64_t *positions,
+                        const bf16 *states, bf16 *out, void *room, const Team *team) {
+    long rows = p->rows, hidden = m->layer->hidden;
     float *cos = room, *sin = cos + rows * m->half;
-    bf16 *x = (bf16 *)(sin + rows * m->half), *made = x + count, *inner = made + count;
-    take_angles(positions, rows, m->cos, m->sin, m->places, m->half, cos, sin);
-    for (long r = 0; r < rows; r++) memcpy(x + r * m->hidden, m->table + tokens[r] * m->hidden, m->hidden * sizeof *x);
-    for (long i = 0; i < m->count; i++, pool += stride) {
-        bf16 *before = x;
-        decoder_layer(m->layers[i], p, pool, x, cos, sin, made, inner);
-        x = made, made = before;
-    }
-    if (m->norm)
-        rms_norm(x, m->norm, out, rows, m->hidden, m->hidden, m->eps, threads_for(p, rows));
-    else
-        memcpy(out, x, count * sizeof *out);
+    bf16 *pairs = (bf16 *)(sin + rows * m->half), *x = pairs + rows * 2 * hidden, *y = x + rows * hidden;
+    const Product join = {pairs, m->join, 0, x, 0, rows, 2 * hidden, hidden, hidden, hidden, 0, m->layer->codes};
+    Rows mine = rows_of(team, rows);
+    take_angles(positions, mine, m->cos, m->sin, m->places, m->half, cos, sin);
+    norm_pairs(tokens + mine.begin, m->table, states + mine.begin * hidden, m->token_norm, m->state_norm,
+               pairs + mine.begin * 2 * hidden, mine.end - mine.begin, hidden, (int)m->states_first, m->eps);
+    meet(team);
+    linear_part(&join, team);
+    meet(team);
+    layer_part(m->layer, p, pool, x, cos, sin, y, y + rows * hidden, team);
+    norm_rows(y, m->norm, out, rows_of(team, wanted_of(p)->rows), hidden, hidden, m->eps);
 }
 
 /* tokens, positions [rows] and states [rows, hidden] to out [rows, hidden], of the rows that are wanted. room: layer.py
  * counts it. */
 void mtp_module(const Module *m, const Pass *p, bf16 *pool, const int64_t *tokens, const int64_t *positions,
                 const bf16 *states, bf16 *out, void *room) {
-    long rows = p->rows, hidden = m->layer->hidden;
-    float *cos = room, *sin = cos + rows * m->half;
-    bf16 *pairs = (bf16 *)(sin + rows * m->half), *x = pairs + rows * 2 * hidden, *y = x + rows * hidden;
-    take_angles(positions, rows, m->cos, m->sin, m->places, m->half, cos, sin);
-    norm_pairs(tokens, m->table, states, m->token_norm, m->state_norm, pairs, rows, hidden, (int)m->states_first, m->eps);
-    packed_linear(pairs, m->join, 0, x, rows, 2 * hidden, hidden, (int)m->layer->codes, p->threads);
-    decoder_layer(m->layer, p, pool, x, cos, sin, y, y + rows * hidden);
-    rms_norm(y, m->norm, out, wanted_of(p)->rows, hidden, hidden, m->eps, threads_for(p, wanted_of(p)->rows));
+    TOGETHER(p->threads, module_part(m, p, pool, tokens, positions, states, out, room, team));
 }
 #endif

@@ -95,7 +95,7 @@ class PackedLayer:
         self.where = ctypes.addressof(self.struct)
         pairs = top + everyone - experts  # of an expert and a row that chose it
         self.once = 4 * (everyone + 1)
-        self.room = 4 * (self.hidden + experts + pairs) + 2 * (2 * self.hidden + pairs * width + half.shape.room)
+        self.room = 4 * (self.hidden + experts + pairs) + 2 * (self.hidden + pairs * width + half.shape.room)
 
     def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, paged: Paged) -> Tensor:
         """x [T, hidden], cos and sin [T, 1, rope / 2] contiguous to [T, hidden], or only the rows that the pass wants;

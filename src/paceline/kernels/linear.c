@@ -5,6 +5,7 @@
 #include "tile.h"
 
 #ifdef TILES
+#include "native.h"
 
 INSIDE void store(bf16 *out, __m512 sum, const bf16 *bias) {
     if (bias) {
@@ -14,58 +15,64 @@ INSIDE void store(bf16 *out, __m512 sum, const bf16 *bias) {
     _mm256_storeu_si256((void *)out, (__m256i)_mm512_cvtneps_pbh(sum));
 }
 
-/* `rows` rows by one block. */
-INSIDE void tile(const int codes, const int rows, const bf16 *x, const byte *weight, const bf16 *bias, bf16 *out,
-                 long inputs, long outputs, const byte *fetch, long share) {
-    const bf16 *from[ROWS];
+/* Where the outputs of a row from one of them on belong. */
+INSIDE bf16 *place_of(const Product *p, long row, long output) {
+    return p->out + (p->places ? p->places[row] : row) * p->stride + output + (output >= p->split ? p->gap : 0);
+}
+
+/* The rows from `row` on by the block that makes the outputs from `output` on. */
+INSIDE void tile(const int codes, const int rows, const Product *p, long row, long output, const byte *weight,
+                 const byte *fetch, long share) {
+    const bf16 *from[ROWS], *bias = p->bias ? p->bias + output : 0;
     __m512 sums[ROWS][2];
     UNROLL for (int r = 0; r < rows; r++) {
-        from[r] = x + r * inputs;
+        from[r] = p->x + (row + r) * p->inputs;
         sums[r][0] = sums[r][1] = _mm512_setzero_ps();
     }
-    multiply(codes, rows, from, weight, inputs, fetch, share, sums);
+    multiply(codes, rows, from, weight, p->inputs, fetch, share, sums);
     UNROLL for (int r = 0; r < rows; r++) {
-        store(out + r * outputs, sums[r][0], bias);
-        store(out + r * outputs + OUTPUTS / 2, sums[r][1], bias ? bias + OUTPUTS / 2 : 0);
+        bf16 *to = place_of(p, row + r, output);
+        store(to, sums[r][0], bias);
+        store(to + OUTPUTS / 2, sums[r][1], bias ? bias + OUTPUTS / 2 : 0);
     }
 }
 
-/* All rows by one block, in tiles as even as they can be; together they fetch one block. last: nothing follows. */
-INSIDE void block(const int codes, const bf16 *x, const byte *weight, const bf16 *bias, bf16 *out, long rows, long inputs,
-                  long outputs, int last) {
-    long tiles = (rows + ROWS - 1) / ROWS, size = block_bytes(codes, inputs), share = STEP / tiles;
+/* The rows row .. end - 1 by one block, in tiles as even as they can be; together they fetch one block. last: nothing
+ * follows. */
+INSIDE void block(const int codes, const Product *p, long row, long end, long output, const byte *weight, int last) {
+    long rows = end - row, from = row, tiles = (rows + ROWS - 1) / ROWS, size = block_bytes(codes, p->inputs);
+    long share = STEP / tiles;
     const byte *fetch = weight + (tiles == 1 && size > AHEAD ? AHEAD : size);
-    for (long t = 0, row = 0; t < tiles; t++, fetch += share * steps_of(codes, inputs)) {
-        long end = rows * (t + 1) / tiles;
-        const bf16 *from = x + row * inputs;
+    for (long t = 0; t < tiles; t++, fetch += share * steps_of(codes, p->inputs)) {
+        long stop = from + rows * (t + 1) / tiles;
         const byte *soon = last ? weight : fetch;
-        bf16 *to = out + row * outputs;
 #define TILE(n) \
-    case n: tile(codes, n, from, weight, bias, to, inputs, outputs, soon, last ? 0 : share); break;
-        FOR_ROWS(end - row, TILE)
-        row = end;
+    case n: tile(codes, n, p, row, output, weight, soon, last ? 0 : share); break;
+        FOR_ROWS(stop - row, TILE)
+        row = stop;
     }
 }
 
-INSIDE void blocks(const int codes, const bf16 *x, const byte *weight, const bf16 *bias, bf16 *out, long rows, long inputs,
-                   long outputs, long begin, long end) {
-    long most = AT_ONCE / inputs > ROWS ? AT_ONCE / inputs / ROWS * ROWS : ROWS, count;
-    for (long r = 0; r < rows; r += count, x += count * inputs, out += count * outputs) {
-        count = most < rows - r ? most : rows - r;
+INSIDE void blocks(const int codes, const Product *p, long begin, long end) {
+    long most = AT_ONCE / p->inputs > ROWS ? AT_ONCE / p->inputs / ROWS * ROWS : ROWS, count;
+    for (long r = 0; r < p->rows; r += count) {
+        count = most < p->rows - r ? most : p->rows - r;
         for (long b = begin; b < end; b++)
-            block(codes, x, weight + b * block_bytes(codes, inputs), bias ? bias + b * OUTPUTS : 0, out + b * OUTPUTS, count,
-                  inputs, outputs, b + 1 == end);
+            block(codes, p, r, r + count, b * OUTPUTS, (const byte *)p->weight + b * block_bytes(codes, p->inputs),
+                  b + 1 == end);
     }
 }
 
-/* One thread's part of the blocks. */
-static void some_blocks(int codes, const bf16 *x, const byte *weight, const bf16 *bias, bf16 *out, long rows, long inputs,
-                        long outputs, long part, long parts) {
-    long count = outputs / OUTPUTS, begin = count * part / parts, end = count * (part + 1) / parts;
-    if (codes)
-        blocks(1, x, weight, bias, out, rows, inputs, outputs, begin, end);
-    else
-        blocks(0, x, weight, bias, out, rows, inputs, outputs, begin, end);
+/* One thread's part of a product; where the weight has codes, all its rows become codes first. */
+HIDDEN void linear_part(const Product *p, const Team *team) {
+    Rows part = rows_of(team, p->outputs / OUTPUTS);
+    if (!p->codes) {
+        blocks(0, p, part.begin, part.end);
+        return;
+    }
+    for (Rows r = rows_of(team, p->rows); r.begin < r.end; r.begin++) code_row(p->x + r.begin * p->inputs, p->inputs);
+    meet(team);
+    blocks(1, p, part.begin, part.end);
 }
 
 /* x [rows, inputs], weight [outputs / 32, bytes of a block] and bias [outputs] (or none) to out [rows, outputs] =
@@ -73,12 +80,7 @@ static void some_blocks(int codes, const bf16 *x, const byte *weight, const bf16
  * in int32 [32], scales in float32 [32], codes [inputs / 4, 32, 4]. Then x is lost: its rows become codes where they lie. */
 void packed_linear(bf16 *x, const void *weight, const bf16 *bias, bf16 *out, long rows, long inputs, long outputs,
                    int codes, int threads) {
-    for (long r = 0; codes && r < rows; r++) code_row(x + r * inputs, inputs);
-    if (threads == 1) { /* a team of one would cost a microsecond */
-        some_blocks(codes, x, weight, bias, out, rows, inputs, outputs, 0, 1);
-        return;
-    }
-#pragma omp parallel for num_threads(threads)
-    for (int t = 0; t < threads; t++) some_blocks(codes, x, weight, bias, out, rows, inputs, outputs, t, threads);
+    const Product p = {x, weight, bias, out, 0, rows, inputs, outputs, outputs, outputs, 0, codes};
+    TOGETHER(threads, linear_part(&p, team));
 }
 #endif

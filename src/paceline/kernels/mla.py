@@ -20,7 +20,7 @@ class _Pass(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("slots", "numbers", "scratch", "wanted", "index")),
         *((name, ctypes.c_long) for name in ("rows", "requests", "block_size", "longest", "tile")),
-        *((name, ctypes.c_int) for name in ("attending", "threads")),
+        ("threads", ctypes.c_int),
     )
 
 
@@ -35,19 +35,19 @@ class Pass:
         slots: Tensor,
         tables: latent.Tables,
         block_size: int,
-        num_heads: int,
         room: Room,
         wanted: Pass | None = None,
         index: Tensor | None = None,
     ) -> None:
         rows = slots.shape[0]
-        attending, tile, scratch = heads.shared_work(tables, rows, num_heads)
+        threads, tile = torch.get_num_threads(), heads.rows_in_tile(tables, rows)
+        scratch = heads.scratch_for(tables.longest, threads)
         self.held, self.room = (slots, tables, scratch, wanted, index), room  # as long as `where` points to them
         self.outputs: int = rows if wanted is None else wanted.outputs
         chosen = (None, None) if wanted is None or index is None else (wanted.where, index.data_ptr())
         pointers = slots.data_ptr(), tables.numbers.data_ptr(), scratch.data_ptr(), *chosen
         sizes = rows, len(tables.context), block_size, tables.longest, tile
-        self._struct = _Pass(*pointers, *sizes, attending, torch.get_num_threads())
+        self._struct = _Pass(*pointers, *sizes, threads)
         self.where: int = ctypes.addressof(self._struct)
 
 
@@ -76,7 +76,7 @@ class Shape:
     @property
     def room(self) -> int:
         """Numbers that mla.c needs for a row."""
-        return 2 * self.hidden + self.heads * (2 * self.nope + self.rope + 2 * self.v) + 2 * self.rank + self.rope
+        return 2 * self.hidden + self.heads * (self.nope + self.rope + self.v) + 2 * self.rank + self.rope
 
 
 class Weights(NamedTuple):

@@ -7,19 +7,9 @@
 #include "tile.h"
 
 #ifdef TILES
+#include "native.h"
 
 enum { WIDTH = OUTPUTS / 2 }; /* inner numbers a block makes: 16 gates beside 16 values */
-
-typedef struct {
-    const bf16 *x;
-    const byte *gate_up, *down;
-    const float *shares;
-    bf16 *out, *inner; /* inner: a row for each pair of an expert and a row that chose it, by experts */
-    float *sums;       /* [hidden / 32, rows, 32] */
-    int32_t *ends, *chosen; /* expert e owns the pairs ends[e - 1] .. ends[e]; the rows that chose it, in order */
-    long rows, hidden, width, experts, all;
-    int codes;
-} Mixture;
 
 /* Sorts the pairs by expert. The experts behind the first `experts` are everybody's. */
 static void sort_pairs(const Mixture *m) {
@@ -80,7 +70,7 @@ INSIDE void run_some(const int codes, const Mixture *m, long expert, int second,
     long inputs = second ? m->width : m->hidden, blocks = second ? m->hidden / OUTPUTS : m->width / WIDTH;
     long size = block_bytes(codes, inputs);
     long most = AT_ONCE / inputs > ROWS ? AT_ONCE / inputs / ROWS * ROWS : ROWS;
-    const byte *weights = (second ? m->down : m->gate_up) + expert * blocks * size;
+    const byte *weights = (const byte *)(second ? m->down : m->gate_up) + expert * blocks * size;
     for (long from = first_pair(m, expert), count; from < m->ends[expert]; from += count) {
         count = most < m->ends[expert] - from ? most : m->ends[expert] - from;
         long tiles = (count + ROWS - 1) / ROWS, share = STEP / tiles;
@@ -129,36 +119,50 @@ static void make_part(const Mixture *m, long part, long parts) {
     for (e = next_expert(m, -1); e < m->all && before < high; before += blocks * COST, e = next_expert(m, e)) {
         long begin = low > before ? (low - before + COST - 1) / COST : 0, end = (high - before + COST - 1) / COST;
         if (begin >= blocks) continue;
-        const byte *next = m->down + m->hidden / OUTPUTS * part / parts * block_bytes(m->codes, m->width);
+        const byte *next = (const byte *)m->down + m->hidden / OUTPUTS * part / parts * block_bytes((int)m->codes, m->width);
         if (end >= blocks && next_expert(m, e) < m->all)
-            next = m->gate_up + next_expert(m, e) * blocks * block_bytes(m->codes, m->hidden);
+            next = (const byte *)m->gate_up + next_expert(m, e) * blocks * block_bytes((int)m->codes, m->hidden);
         run(m, e, 0, begin, end < blocks ? end : blocks, next);
     }
 #undef COST
 }
 
-/* One thread's part of the inner numbers, to codes. */
-static void code_part(const Mixture *m, long part, long parts) {
-    long pairs = m->codes ? m->ends[m->all - 1] : 0;
-    for (long p = pairs * part / parts; p < pairs * (part + 1) / parts; p++) code_row(m->inner + p * m->width, m->width);
-}
-
 /* One thread's part of the outputs, of all experts. */
-static void add_part(const Mixture *m, long part, long parts) {
-    long blocks = m->hidden / OUTPUTS, begin = blocks * part / parts, end = blocks * (part + 1) / parts;
+static void add_part(const Mixture *m, const Team *team) {
+    long blocks = m->hidden / OUTPUTS, begin = rows_of(team, blocks).begin, end = rows_of(team, blocks).end;
     memset(m->sums + begin * m->rows * OUTPUTS, 0, (end - begin) * m->rows * OUTPUTS * sizeof *m->sums);
     for (long e = next_expert(m, -1), next; e < m->all; e = next) {
         next = next_expert(m, e);
         long soon = next < m->all ? next : e;
-        run(m, e, 1, begin, end, m->down + (soon * blocks + begin) * block_bytes(m->codes, m->width));
+        run(m, e, 1, begin, end, (const byte *)m->down + (soon * blocks + begin) * block_bytes((int)m->codes, m->width));
     }
     for (long b = begin; b < end; b++)
         for (long r = 0; r < m->rows; r++) {
             const float *sums = m->sums + (b * m->rows + r) * OUTPUTS;
-            bf16 *out = m->out + r * m->hidden + b * OUTPUTS;
+            bf16 *out = m->out + r * m->hidden + b * OUTPUTS, made[OUTPUTS];
 #pragma omp simd
-            for (int i = 0; i < OUTPUTS; i++) out[i] = down(sums[i]);
+            for (int i = 0; i < OUTPUTS; i++) made[i] = down(sums[i]);
+#pragma omp simd
+            for (int i = 0; i < OUTPUTS; i++) out[i] = m->onto ? down(up(out[i]) + up(made[i])) : made[i];
         }
+}
+
+/* Before, each thread has made its rows of x and shares; afterwards each thread has its part of the outputs of all rows. */
+HIDDEN void experts_part(const Mixture *m, const Team *team) {
+    Rows mine = rows_of(team, m->rows);
+    for (long r = mine.begin; m->codes && r < mine.end; r++) code_row(m->x + r * m->hidden, m->hidden);
+    if (last_to_come(team)) {
+        sort_pairs(m);
+        part_again(team);
+    }
+    make_part(m, team->part, team->parts);
+    meet(team);
+    if (m->codes) {
+        mine = rows_of(team, m->ends[m->all - 1]);
+        for (long p = mine.begin; p < mine.end; p++) code_row(m->inner + p * m->width, m->width);
+        meet(team);
+    }
+    add_part(m, team);
 }
 
 /* x [rows, hidden] to out [rows, hidden]: the sum of each expert's down(silu(gate x) * up x * share) for those whose
@@ -170,23 +174,7 @@ void gated_experts(bf16 *x, const float *shares, const void *gate_up, const void
                    float *sums, int32_t *numbers, long rows, long hidden, long width, long experts, long all, int codes,
                    int threads) {
     const Mixture m = {x,    gate_up, down,  shares,  out, inner, sums, numbers, numbers + all + 1,
-                       rows, hidden,  width, experts, all, codes};
-    for (long r = 0; codes && r < rows; r++) code_row(x + r * hidden, hidden);
-    sort_pairs(&m);
-    if (threads == 1) { /* a team of one would cost a microsecond */
-        make_part(&m, 0, 1);
-        code_part(&m, 0, 1);
-        add_part(&m, 0, 1);
-        return;
-    }
-#pragma omp parallel num_threads(threads)
-    {
-#pragma omp for
-        for (int t = 0; t < threads; t++) make_part(&m, t, threads);
-#pragma omp for
-        for (int t = 0; t < threads; t++) code_part(&m, t, threads);
-#pragma omp for
-        for (int t = 0; t < threads; t++) add_part(&m, t, threads);
-    }
+                       rows, hidden,  width, experts, all, codes, 0};
+    TOGETHER(threads, experts_part(&m, team));
 }
 #endif

@@ -22,8 +22,12 @@ static void norm_row(const bf16 *x, const bf16 *weight, bf16 *out, long n, float
 }
 
 /* made[r] = all[r] / sqrt(mean(all[r]^2) + eps) * weight; rows lie `stride` apart in `all` and are dense in `made`. */
+HIDDEN void norm_rows(const bf16 *all, const bf16 *weight, bf16 *made, Rows rows, long n, long stride, float eps) {
+    for (long r = rows.begin; r < rows.end; r++) norm_row(all + r * stride, weight, made + r * n, n, eps);
+}
+
 void rms_norm(const bf16 *all, const bf16 *weight, bf16 *made, long rows, long n, long stride, float eps, int threads) {
-    EACH_ROW norm_row(all + r * stride, weight, made + r * n, n, eps);
+    TOGETHER(threads, norm_rows(all, weight, made, rows_of(team, rows), n, stride, eps));
 }
 
 /* made[r] = the norms of table[tokens[r]] and of states[r], side by side, the state's first when `states_first`. */
@@ -37,8 +41,9 @@ void norm_pairs(const int64_t *tokens, const bf16 *table, const bf16 *states, co
 
 /* Of each row of scores [rows, n] the best column, the first of equals, and log(exp(score) / sum of exp(scores)) where
  * there is room for it. */
-void best_of(const bf16 *scores, int64_t *best, float *rated, long rows, long n) {
-    for (long r = 0; r < rows; r++, scores += n) {
+HIDDEN void best_rows(const bf16 *all, int64_t *best, float *rated, Rows rows, long n) {
+    for (long r = rows.begin; r < rows.end; r++) {
+        const bf16 *scores = all + r * n;
         float most = -INFINITY, sum = 0;
 #pragma omp simd reduction(max : most)
         for (long i = 0; i < n; i++) most = up(scores[i]) > most ? up(scores[i]) : most;
@@ -51,6 +56,10 @@ void best_of(const bf16 *scores, int64_t *best, float *rated, long rows, long n)
         for (long i = 0; i < n; i++) sum += quick_exp(up(scores[i]) - most);
         rated[r] = -logf(sum);
     }
+}
+
+void best_of(const bf16 *scores, int64_t *best, float *rated, long rows, long n, int threads) {
+    TOGETHER(threads, best_rows(scores, best, rated, rows_of(team, rows), n));
 }
 
 /* In place on made [rows, heads, rank + rope]: rotates the last `rope` numbers of every head, interleaved pairs to
@@ -112,9 +121,9 @@ static void dots(const bf16 *x, const bf16 *w, long n, long count, float *sums) 
 /* all [rows, hidden], weight [experts, hidden], bias [experts] to all_shares [rows, experts]: sigmoid scores of the `top`
  * experts with the largest score + bias (the lowest of equals), made to sum to 1 when `normalise`, times `scaling`; 0
  * elsewhere. */
-void route(const bf16 *all, const bf16 *weight, const float *bias, float *all_shares, long rows, long experts, long hidden,
-           long top, int normalise, float scaling, int threads) {
-    EACH_ROW {
+HIDDEN void route_rows(const bf16 *all, const bf16 *weight, const float *bias, float *all_shares, Rows rows, long experts,
+                       long hidden, long top, int normalise, float scaling) {
+    for (long r = rows.begin; r < rows.end; r++) {
         const bf16 *x = all + r * hidden;
         float *shares = all_shares + r * experts;
         float scores[256], choice[256], total = 0;
@@ -137,6 +146,11 @@ void route(const bf16 *all, const bf16 *weight, const float *bias, float *all_sh
         float factor = normalise ? scaling / (total + 1e-20f) : scaling;
         for (long e = 0; e < experts; e++) shares[e] *= factor;
     }
+}
+
+void route(const bf16 *all, const bf16 *weight, const float *bias, float *all_shares, long rows, long experts, long hidden,
+           long top, int normalise, float scaling, int threads) {
+    TOGETHER(threads, route_rows(all, weight, bias, all_shares, rows_of(team, rows), experts, hidden, top, normalise, scaling));
 }
 
 /* gate_up [rows, 2 * n] to made [rows, n] = silu(first n) * last n, times all_shares[row, i / width] for the first

@@ -21,7 +21,8 @@ from torch import Tensor
 
 _FILES = ("native", "latent", "heads", "linear", "moe", "mla", "layer", "chain", "noise", "masks", "int8")
 SOURCES = tuple(Path(__file__).with_name(f"{name}.c") for name in _FILES)
-HEADERS = tuple(Path(__file__).with_name(name) for name in ("bf16.h", "quick_exp.h", "tile.h", "lanes.h", "native.h"))
+_HEADERS = ("bf16", "quick_exp", "team", "tile", "lanes", "native")
+HEADERS = tuple(Path(__file__).with_name(f"{name}.h") for name in _HEADERS)
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-fPIC")
 MAX_HALF_ROPE, MAX_EXPERTS = 256, 256  # sizes of the arrays in native.c
 SHARED_AT_LEAST = 1 << 18  # weights of a product below which waking other threads costs more than they save
@@ -32,7 +33,7 @@ SIGNATURES = {
     "rms_norm": [_POINTER] * 3 + [_LONG] * 3 + [_FLOAT, ctypes.c_int],
     "norm_pairs": [_POINTER] * 6 + [_LONG] * 2 + [ctypes.c_int, _FLOAT],
     "gumbel": [_POINTER] * 3 + [_LONG] * 2,
-    "best_of": [_POINTER] * 3 + [_LONG] * 2,
+    "best_of": [_POINTER] * 3 + [_LONG] * 2 + [ctypes.c_int],
     "choose": [_POINTER] * 6 + [_LONG] * 2 + [ctypes.c_int],
     "only_allowed": [_POINTER] * 3 + [_LONG] * 3 + [_FLOAT],
     "rotate_and_norm": [_POINTER] * 4 + [_LONG] * 4 + [_FLOAT, ctypes.c_int],
@@ -136,7 +137,7 @@ def best_of(scores: Tensor) -> tuple[Tensor, Tensor]:
     """As `reference.best_of`; scores contiguous."""
     rows, n = scores.shape
     best, rated = torch.empty(rows, dtype=torch.int64), torch.empty(rows, dtype=torch.float32)
-    call("best_of", scores.data_ptr(), best.data_ptr(), rated.data_ptr(), rows, n)
+    call("best_of", scores.data_ptr(), best.data_ptr(), rated.data_ptr(), rows, n, _threads(2 * scores.numel()))
     return best, rated
 
 
@@ -144,7 +145,7 @@ def best_token(scores: Tensor) -> Tensor:
     """As `reference.best_token`; scores contiguous."""
     rows, n = scores.shape
     best = torch.empty(rows, dtype=torch.int64)
-    call("best_of", scores.data_ptr(), best.data_ptr(), None, rows, n)
+    call("best_of", scores.data_ptr(), best.data_ptr(), None, rows, n, _threads(2 * scores.numel()))
     return best
 
 

@@ -123,13 +123,12 @@ static float rate(const bf16 *x, float heat, int64_t token, long n) {
 /* The token of each row of logits [rows, n]: the first of those with the most logit, where heats[r] is 0; else with the
  * most logit / heats[r] + noise of places[r], a seed and a position. rated [rows]: its log-probability at that
  * temperature, or at 1; or none. */
-void choose(const bf16 *logits, const uint64_t *places, const float *heats, const int32_t *hashes, int64_t *chosen,
-            float *rated, long rows, long n, int threads) {
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-    for (long r = 0; r < rows; r++) {
+HIDDEN void choose_rows(const bf16 *logits, const uint64_t *places, const float *heats, const int32_t *hashes, int64_t *chosen,
+                        float *rated, Rows rows, long n) {
+    for (long r = rows.begin; r < rows.end; r++) {
         const bf16 *mine = logits + r * n;
         if (!(heats[r] > 0)) {
-            best_of(mine, chosen + r, rated ? rated + r : 0, 1, n);
+            best_rows(logits, chosen, rated, (Rows){r, r + 1}, n);
             continue;
         }
         uint64_t mix = splitmix64(splitmix64(places[2 * r]) + places[2 * r + 1]) ^ 1ull << 63; /* as noise.py */
@@ -137,4 +136,9 @@ void choose(const bf16 *logits, const uint64_t *places, const float *heats, cons
         chosen[r] = drawn(mine, hashes, key, heats[r], n);
         if (rated) rated[r] = rate(mine, heats[r], chosen[r], n);
     }
+}
+
+void choose(const bf16 *logits, const uint64_t *places, const float *heats, const int32_t *hashes, int64_t *chosen,
+            float *rated, long rows, long n, int threads) {
+    TOGETHER(threads, choose_rows(logits, places, heats, hashes, chosen, rated, rows_of(team, rows), n));
 }

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
-class ForwardBatch:
+class ForwardBatch(NamedTuple):
     """Tensors of one pass over R requests and T tokens.
 
     tokens [T] int64; positions [T] int64: the rotary place; slots [T] int64: where each token's KV goes in the pool

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 
 import pytest
-import torch
 
 from paceline.config import EngineConfig
 from paceline.drafters import build_drafter, drafter_names
@@ -46,18 +45,13 @@ def make_requests(count: int, rng: random.Random) -> list[Request]:
 
 
 def assert_well_formed(proposal: Proposal, requests: list[Request], widths: list[int], most: int) -> None:
-    tokens, parents, counts = proposal.tokens, proposal.parents, proposal.counts
-    assert tokens.dtype == parents.dtype == torch.int64
-    assert tokens.shape == parents.shape == (len(requests), tokens.shape[1])
-    assert len(counts) == len(requests)
-    for r, request in enumerate(requests):
-        above = parents[r].tolist()
-        assert 1 <= counts[r] <= 1 + min(widths[r], most)
-        assert tokens[r, 0] == request.tokens[-1] and above[0] == -1
-        assert all(0 <= above[node] < node for node in range(1, counts[r]))
-        assert all(parent == -2 for parent in above[counts[r] :])
-        assert all(0 <= token < VOCAB for token in tokens[r, : counts[r]].tolist())
-        assert not proposal.chain or above[1 : counts[r]] == list(range(counts[r] - 1))
+    assert len(proposal.tokens) == len(requests)
+    for r, (request, nodes) in enumerate(zip(requests, proposal.tokens, strict=True)):
+        assert 1 <= len(nodes) <= 1 + min(widths[r], most)
+        assert nodes[0] == request.tokens[-1] and all(type(token) is int and 0 <= token < VOCAB for token in nodes)
+        above = range(-1, len(nodes) - 1) if proposal.parents is None else proposal.parents[r]
+        assert above[0] == -1 and len(above) == len(nodes)
+        assert all(0 <= above[node] < node for node in range(1, len(nodes)))
 
 
 def test_proposals_are_well_formed_while_requests_come_grow_and_go(name: str) -> None:

@@ -149,7 +149,7 @@ class MockDrafter:
             assert self.known[request.row] == (request, len(request.tokens) - 1)
         if self.trees and requests:
             return self.grow(requests, widths)
-        return Proposal.of_chains([self.chain(r, w) for r, w in zip(requests, widths, strict=True)])
+        return Proposal([self.chain(r, w) for r, w in zip(requests, widths, strict=True)])
 
     def chain(self, request: Request, width: int) -> list[int]:
         out: list[int] = []
@@ -158,16 +158,15 @@ class MockDrafter:
         return [request.tokens[-1], *out]
 
     def grow(self, requests: list[Request], widths: list[int]) -> Proposal:
-        size = max(widths) + 1
-        tokens, parents = torch.zeros(len(requests), size).long(), torch.full((len(requests), size), -2)
+        tokens, parents = [[request.tokens[-1]] for request in requests], [[-1] for _ in requests]
         for r, (request, width) in enumerate(zip(requests, widths, strict=True)):
             paths = [request.tokens]
-            tokens[r, 0], parents[r, 0] = request.tokens[-1], -1
             for node in range(1, width + 1):
                 parent = self.rng.randint(max(0, node - 3), node - 1)
-                tokens[r, node], parents[r, node] = self.guess(paths[parent]), parent
-                paths.append([*paths[parent], int(tokens[r, node])])
-        return Proposal(tokens, parents, [w + 1 for w in widths], chain=False)
+                tokens[r].append(self.guess(paths[parent]))
+                parents[r].append(parent)
+                paths.append([*paths[parent], tokens[r][node]])
+        return Proposal(tokens, parents)
 
     def guess(self, prefix: list[int]) -> int:
         return next_token(prefix) if self.rng.random() < self.skill else self.rng.randrange(VOCAB)

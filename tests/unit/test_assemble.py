@@ -46,7 +46,7 @@ def test_nodes_then_chunks_and_the_rows_whose_logits_are_wanted() -> None:
     ready = request("a", [1, 2, 3], 2, [5])
     ending, reading = request("b", [4, 5, 6], 0, [0], row=1), request("c", [7, 8, 9], 1, [1], row=2)
     plan = Plan([ready], [2], [(reading, 1), (ending, 3)], [])
-    proposal = Proposal.of_chains([[3, 11]]).join([6])
+    proposal = Proposal([[3, 11]]).join([6])
     batch = assemble(plan, proposal, 4)
     assert batch.tokens.tolist() == [3, 11, 8, 4, 5, 6]
     assert batch.slots.tolist() == [22, 23, 5, 0, 1, 2]
@@ -59,7 +59,7 @@ def test_a_tree_has_depths_masks_and_slots_to_move() -> None:
     """Nodes: 0 - 1, 0 - 2 - 3; nodes 2 and 3 are accepted and belong where nodes 1 and 2 lie."""
     ready, reading = request("a", [9], 0, [2]), request("b", [7, 8, 9], 0, [1], row=1)
     plan = Plan([ready], [3], [(reading, 2)], [])
-    proposal = Proposal(torch.tensor([[9, 1, 2, 3]]), torch.tensor([[-1, 0, 0, 2]]), [4], chain=False)
+    proposal = Proposal([[9, 1, 2, 3]], [[-1, 0, 0, 2]])
     batch = assemble(plan, proposal, 4)
     assert batch.tree is not None
     assert batch.tree.tolist() == [0b1, 0b11, 0b101, 0b1101, -1, -1]
@@ -79,23 +79,27 @@ def test_a_tree_has_depths_masks_and_slots_to_move() -> None:
 def test_accepted_parts_of_chains_are_seen() -> None:
     first, second = request("a", [1], 0, [0]), request("b", [2], 0, [1], row=1)
     plan = Plan([first, second], [2, 2], [], [])
-    batch = assemble(plan, Proposal.of_chains([[1, 5, 5], [2, 6, 6]]), 4)
+    batch = assemble(plan, Proposal([[1, 5, 5], [2, 6, 6]]), 4)
     first.cached, second.cached = 3, 1
     told = seen(plan, batch, torch.arange(6)[:, None], Verdict([[0, 1, 2], [0]], [[5, 5, 5], [7]]))
     assert told.hidden.flatten().tolist() == [0, 1, 2, 3]
 
 
-def test_joined_roots_are_padded() -> None:
-    proposal = Proposal(torch.tensor([[1, 2]]), torch.tensor([[-1, 0]]), [2], log_q=torch.full((1, 2, 3), -1.0)).join(
-        [8, 9]
-    )
-    assert proposal.tokens.tolist() == [[1, 2], [8, 0], [9, 0]]
-    assert proposal.parents.tolist() == [[-1, 0], [-1, -2], [-1, -2]]
+def test_a_cut_leaves_the_first_drafts() -> None:
+    cut = Proposal([[1, 2, 3], [4, 5]], log_q=[torch.zeros(3, 2), None]).cut([1, 0])
+    assert cut.tokens == [[1, 2], [4]] and cut.log_q is not None
+    assert cut.log_q[0] is not None and cut.log_q[0].shape == (2, 2) and cut.log_q[1] is None
+
+
+def test_joined_roots_have_no_drafts() -> None:
+    proposal = Proposal([[1, 2]], log_q=[torch.full((2, 3), -1.0)]).join([8, 9])
+    assert proposal.tokens == [[1, 2], [8], [9]]
     assert proposal.counts == [2, 1, 1] and proposal.chain
-    assert proposal.log_q is not None and proposal.log_q.shape == (3, 2, 3)
-    nobody = Proposal.of_chains([])
+    assert proposal.log_q is not None and [part is None for part in proposal.log_q] == [False, True, True]
+    assert Proposal([[1, 2, 3]], [[-1, 0, 0]]).join([8]).parents == [[-1, 0, 0], [-1]]
+    nobody = Proposal([])
     assert nobody.join([]) is nobody
-    assert nobody.join([4]).tokens.tolist() == [[4]]
+    assert nobody.join([4]).tokens == [[4]]
 
 
 def test_stats_tell_the_hosts_share() -> None:

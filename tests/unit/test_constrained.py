@@ -127,7 +127,7 @@ def test_a_draft_is_verified_as_if_every_mask_were_there(data: st.DataObject) ->
         node = len(expected)
         expected += sampler.choose(logits[node : node + 1], [eager], [nodes[node]]).tolist()
     with torch.inference_mode(data.draw(st.booleans())):
-        assert verify(Proposal.of_chains([[7, *path]]), logits, [lazy], sampler).emitted == [expected]
+        assert verify(Proposal([[7, *path]]), logits, [lazy], sampler).emitted == [expected]
     assert lazy.grammar is not None
     for token in expected:
         lazy.grammar.commit(token)
@@ -139,10 +139,10 @@ def test_a_tree_is_verified_too() -> None:
     asked = StructuredOutputsParams(choice=["xz", "zx"])
     request = a_request(asked, {}, 0, eager=False)
     x, z = (tokenizer().encode(text)[0] for text in "xz")
-    tokens, parents = torch.tensor([[7, x, z, x]]), torch.tensor([[-1, 0, 0, 2]])
+    proposal = Proposal([[7, x, z, x]], [[-1, 0, 0, 2]])
     logits = torch.zeros(4, VOCAB)
     logits[0, z], logits[0, 5], logits[2, z], logits[3, 5] = 5.0, 9.0, 5.0, 5.0
-    verdict = verify(Proposal(tokens, parents, [4], chain=False), logits, [request], Sampler([EOS]))
+    verdict = verify(proposal, logits, [request], Sampler([EOS]))
     assert verdict.paths == [[0, 2, 3]] and verdict.emitted[0][:2] == [z, x]
 
 

@@ -24,7 +24,7 @@ def make_request(name: str, tokens: list[int], row: int = 0) -> Request:
 
 def drafts(drafter: NgramDrafter, request: Request, width: int) -> list[int]:
     proposal = drafter.propose([request], [width])
-    tokens: list[int] = proposal.tokens[0, : proposal.counts[0]].tolist()
+    (tokens,) = proposal.tokens
     assert tokens[0] == request.tokens[-1]
     return tokens[1:]
 

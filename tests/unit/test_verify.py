@@ -34,19 +34,15 @@ class Markov:
 
 def step(model: Markov, requests: list[Request], drafts: list[tuple[list[int], list[int]]]) -> Verdict:
     """One verification of trees: each draft is (tokens, parents) of the nodes after the root."""
-    width = 1 + max(len(tokens) for tokens, _ in drafts)
-    tokens = torch.zeros(len(requests), width, dtype=torch.int64)
-    parents = torch.full((len(requests), width), -2)
     rows = []
-    for r, (request, (drafted, above)) in enumerate(zip(requests, drafts, strict=True)):
+    for request, (drafted, above) in zip(requests, drafts, strict=True):
         texts = [request.tokens]
-        tokens[r, : len(drafted) + 1] = torch.tensor([request.tokens[-1], *drafted])
-        parents[r, : len(drafted) + 1] = torch.tensor([-1, *above])
         for token, parent in zip(drafted, above, strict=True):
             texts.append([*texts[parent], token])
         rows.extend(model.logits(text) for text in texts)
     chain = all(above == list(range(len(above))) for _, above in drafts)
-    proposal = Proposal(tokens, parents, [1 + len(drafted) for drafted, _ in drafts], chain)
+    tokens = [[request.tokens[-1], *drafted] for request, (drafted, _) in zip(requests, drafts, strict=True)]
+    proposal = Proposal(tokens, None if chain else [[-1, *above] for _, above in drafts])
     return verify(proposal, torch.stack(rows), requests, Sampler((EOS,)))
 
 
@@ -132,19 +128,18 @@ def test_the_targets_own_choices_are_all_accepted(params: dict[str, Any]) -> Non
 
 def test_worked_example_of_a_tree() -> None:
     """Pending 5; children 8 and 9; 9 has children 1 and 2; 2 has child 3. The target says 9, 2, then 7."""
-    tokens = torch.tensor([[5, 8, 9, 1, 2, 3]])
-    parents = torch.tensor([[-1, 0, 0, 2, 2, 4]])
+    proposal = Proposal([[5, 8, 9, 1, 2, 3]], [[-1, 0, 0, 2, 2, 4]])
     says = [9, 4, 2, 4, 7, 4]
     logits = torch.nn.functional.one_hot(torch.tensor(says), VOCAB).float()
     request = Request("0", [5], 1, SamplingParams(), 0)
-    verdict = verify(Proposal(tokens, parents, [6], chain=False), logits, [request], Sampler())
+    verdict = verify(proposal, logits, [request], Sampler())
     assert verdict == Verdict([[0, 2, 4]], [[9, 2, 7]], None)
 
 
-def test_worked_example_of_padded_chains() -> None:
-    proposal = Proposal.of_chains([[5, 8, 9], [6], [4, 0]])
+def test_worked_example_of_chains() -> None:
+    proposal = Proposal([[5, 8, 9], [6], [4, 0]])
     logits = torch.nn.functional.one_hot(torch.tensor([8, 7, 3, 2, 0, 1]), VOCAB).float()
-    requests = [Request(str(i), [row[0]], 1, SamplingParams(), 0) for i, row in enumerate(proposal.tokens.tolist())]
+    requests = [Request(str(i), [row[0]], 1, SamplingParams(), 0) for i, row in enumerate(proposal.tokens)]
     verdict = verify(proposal, logits, requests, Sampler())
     assert verdict.paths == [[0, 1], [0], [0, 1]]
     assert verdict.emitted == [[8, 7], [2], [0, 1]]
@@ -152,7 +147,7 @@ def test_worked_example_of_padded_chains() -> None:
 
 def test_logprobs_only_for_those_who_ask() -> None:
     requests = [Request("0", [5], 1, SamplingParams(logprobs=1), 0), Request("1", [5], 1, SamplingParams(), 0)]
-    verdict = verify(Proposal.of_chains([[5], [5]]), torch.eye(2, VOCAB), requests, Sampler())
+    verdict = verify(Proposal([[5], [5]]), torch.eye(2, VOCAB), requests, Sampler())
     assert verdict.logprobs is not None
     assert [len(one) for one in verdict.logprobs] == [1, 0]
 
@@ -163,7 +158,7 @@ def test_rejected_drafts_and_their_log_probability_for_those_who_ask() -> None:
     logits[[0, 1, 3], [8, 7, 8]] = 9.0
     asked, quiet = SamplingParams(logprobs=0, rejected_drafts=True), SamplingParams(logprobs=0)
     requests = [Request("0", [5], 1, asked, 0), Request("1", [5], 1, quiet, 0)]
-    verdict = verify(Proposal.of_chains([[5, 8, 9], [5, 9]]), logits, requests, Sampler())
+    verdict = verify(Proposal([[5, 8, 9], [5, 9]]), logits, requests, Sampler())
     assert verdict.emitted[0] == [8, 7] and verdict.rejected == {0: 9} and verdict.logprobs is not None
     first, last = verdict.logprobs[0]
     assert set(first) == {8} and set(last) == {7, 9}
@@ -175,12 +170,12 @@ def test_nothing_is_rejected_where_nothing_was_drafted_or_all_was_right() -> Non
     asked = SamplingParams(rejected_drafts=True)
     requests = [Request(str(i), [5], 1, asked, 0) for i in range(2)]
     logits = torch.nn.functional.one_hot(torch.tensor([8, 9, 3, 2]), VOCAB).float()
-    assert not verify(Proposal.of_chains([[5, 8, 9], [6]]), logits, requests, Sampler()).rejected
+    assert not verify(Proposal([[5, 8, 9], [6]]), logits, requests, Sampler()).rejected
 
 
 def test_the_rejected_child_of_a_tree() -> None:
     """Of the children 1 and 3 of the last node that agreed, the first is told."""
-    proposal = Proposal(torch.tensor([[5, 8, 9, 1, 3]]), torch.tensor([[-1, 0, 0, 2, 2]]), [5], chain=False)
+    proposal = Proposal([[5, 8, 9, 1, 3]], [[-1, 0, 0, 2, 2]])
     logits = torch.nn.functional.one_hot(torch.tensor([9, 4, 2, 4, 4]), VOCAB).float()
     verdict = verify(proposal, logits, [Request("0", [5], 1, SamplingParams(rejected_drafts=True), 0)], Sampler())
     assert verdict.emitted == [[9, 2]] and verdict.rejected == {0: 1}

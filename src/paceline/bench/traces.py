@@ -113,8 +113,8 @@ class Recorder:
 
     def propose(self, requests: list[Request], widths: list[int], deeper: Deeper | None = None) -> Proposal:
         proposal = self.drafter.propose(requests, widths, deeper)
-        for request, row, count in zip(requests, proposal.tokens.tolist(), proposal.counts, strict=True):
-            place = Place(len(request.tokens), row[1:count], self._confidences[request.id][: count - 1])
+        for request, row in zip(requests, proposal.tokens, strict=True):
+            place = Place(len(request.tokens), row[1:], self._confidences[request.id][: len(row) - 1])
             self.places.setdefault(request.id, []).append(place)
         return proposal
 

@@ -20,7 +20,7 @@ from paceline.spec.proposal import Proposal
 Deeper = Callable[[int, list[Request], list[float]], list[bool]]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Seen:
     """What the target read in one step, committed tokens only.
 

@@ -168,7 +168,7 @@ class MTPDrafter:
 
     def propose(self, requests: list[Request], widths: list[int], deeper: Deeper | None = None) -> Proposal:
         if self.sleeps(requests, widths):
-            return Proposal.of_chains([[request.tokens[-1]] for request in requests])
+            return Proposal([[request.tokens[-1]] for request in requests])
         return self.awake(requests, widths, deeper)
 
     @torch.inference_mode()
@@ -181,7 +181,7 @@ class MTPDrafter:
         ending = self.ending(left, ready) if left and self.prefix_caching else []
         if reading or ending or any(widths):
             self.draft(ready, reading + ending, deeper)
-        return Proposal.of_chains([[track.request.tokens[-1], *track.drafts] for track in ready])
+        return Proposal([[track.request.tokens[-1], *track.drafts] for track in ready])
 
     def sleeps(self, requests: list[Request], widths: list[int]) -> bool:
         """Whether there are no drafts in this step: hardly anybody has wanted any lately, so nothing is followed. Who

@@ -37,7 +37,7 @@ class NgramDrafter:
         """Nothing to do: `propose` reads the committed tokens from the requests themselves."""
 
     def propose(self, requests: list[Request], widths: list[int], deeper: Deeper | None = None) -> Proposal:
-        return Proposal.of_chains(
+        return Proposal(
             [
                 [request.tokens[-1], *self._drafts(request, min(width, self.max_tokens))]
                 for request, width in zip(requests, widths, strict=True)

@@ -27,7 +27,7 @@ class NoDrafter:
         """Nothing to learn."""
 
     def propose(self, requests: list[Request], widths: list[int], deeper: Deeper | None = None) -> Proposal:
-        return Proposal.of_chains([[request.tokens[-1]] for request in requests])
+        return Proposal([[request.tokens[-1]] for request in requests])
 
     def forget(self, row: int) -> None:
         """Nothing to forget."""

@@ -63,14 +63,13 @@ def _joined(requests: list[Request], parts: list[tuple[list[int], Proposal]]) ->
     used = [(mine, part) for mine, part in parts if mine]
     if len(used) == 1 and len(used[0][0]) == len(requests):
         return used[0][1]
-    width = max((part.tokens.shape[1] for _, part in used), default=1)
-    result = Proposal.of_chains([[request.tokens[-1]] + [0] * (width - 1) for request in requests])
-    counts, tokens, parents = [1] * len(requests), result.tokens, torch.full_like(result.parents, -2)
-    parents[:, 0] = -1
+    tokens, parents = [[request.tokens[-1]] for request in requests], [[-1] for _ in requests]
     for mine, part in used:
         assert part.log_q is None, "drafts of several drafters are points"
-        tokens[mine, : part.tokens.shape[1]] = part.tokens
-        parents[mine, : part.parents.shape[1]] = part.parents
-        for r, count in zip(mine, part.counts, strict=True):
-            counts[r] = count
-    return Proposal(tokens, parents, counts, all(part.chain for _, part in used))
+        for r, nodes, above in zip(mine, part.tokens, part.parents or map(_chain, part.tokens), strict=True):
+            tokens[r], parents[r] = nodes, above
+    return Proposal(tokens, None if all(part.chain for _, part in used) else parents)
+
+
+def _chain(nodes: list[int]) -> list[int]:
+    return list(range(-1, len(nodes) - 1))

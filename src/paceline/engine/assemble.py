@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -18,11 +16,11 @@ def assemble(plan: Plan, proposal: Proposal, block_size: int, device: torch.devi
 
     Node j of a request goes to the slot of place `cached + j`; its position is `cached` + its depth (j in a chain).
     Logits are wanted for all nodes, and for the last row of each prompt that ends."""
-    drafts = proposal.tokens.tolist()
     rows = [
-        Row(drafts[r][: proposal.counts[r]], request.cached, request.blocks) for r, request in enumerate(plan.ready)
+        Row(tokens, request.cached, request.blocks)
+        for tokens, request in zip(proposal.tokens, plan.ready, strict=False)
     ]
-    end = sum(len(row.tokens) for row in rows)
+    end = sum([len(row.tokens) for row in rows])
     take = list(range(end))
     for request, chunk in plan.reading:
         stop = request.cached + chunk
@@ -31,7 +29,12 @@ def assemble(plan: Plan, proposal: Proposal, block_size: int, device: torch.devi
         if stop == len(request.tokens):
             take.append(end - 1)
     batch = make_batch(rows, block_size, take=take, device=device)
-    return batch if proposal.chain else _with_trees(batch, proposal, len(plan.ready))
+    return batch if proposal.parents is None else _with_trees(batch, proposal.parents[: len(plan.ready)])
+
+
+def taken(batch: ForwardBatch, hidden: Tensor) -> Tensor:
+    """The states whose logits are wanted, of a pass's [T, H]."""
+    return hidden if batch.take.shape[0] == hidden.shape[0] else hidden.index_select(0, batch.take)
 
 
 def accepted_slots(batch: ForwardBatch, verdict: Verdict) -> tuple[Tensor, Tensor]:
@@ -66,24 +69,23 @@ def _kept_rows(plan: Plan, batch: ForwardBatch, hidden: Tensor, verdict: Verdict
 
 def offered(plan: Plan, proposal: Proposal) -> list[int]:
     """The length of the longest draft that each ready request got from its drafter."""
-    counts = proposal.counts[: len(plan.ready)]
-    if proposal.chain:
-        forced = proposal.forced or [0] * len(counts)
-        return [count - 1 - more for count, more in zip(counts, forced, strict=True)]
-    parents = proposal.parents.tolist()
-    return [max(_depths(parents[r][:count])) for r, count in enumerate(counts)]
+    ready = len(plan.ready)
+    if proposal.parents is not None:
+        return [max(_depths(parents)) for parents in proposal.parents[:ready]]
+    if not proposal.forced:
+        return [len(tokens) - 1 for tokens in proposal.tokens[:ready]]
+    return [len(tokens) - 1 - more for tokens, more in zip(proposal.tokens, proposal.forced, strict=False)]
 
 
-def _with_trees(batch: ForwardBatch, proposal: Proposal, ready: int) -> ForwardBatch:
-    parents = proposal.parents.tolist()
+def _with_trees(batch: ForwardBatch, parents: list[list[int]]) -> ForwardBatch:
     positions, masks = batch.positions.tolist(), [-1] * batch.starts[-1]
-    for r in range(ready):
-        start, own = batch.starts[r], parents[r][: proposal.counts[r]]
+    for r, own in enumerate(parents):
+        start = batch.starts[r]
         for node, depth in enumerate(_depths(own)):
             positions[start + node] = batch.context[r] + depth
             masks[start + node] = 1 << node | (masks[start + own[node]] if node else 0)
     device = batch.positions.device
-    return replace(batch, positions=torch.tensor(positions, device=device), tree=torch.tensor(masks, device=device))
+    return batch._replace(positions=torch.tensor(positions, device=device), tree=torch.tensor(masks, device=device))
 
 
 def _depths(parents: list[int]) -> list[int]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from paceline.batch import ForwardBatch
 from paceline.drafters.base import Drafter
 from paceline.engine.admit import NOBODY, Limits, chosen_drafter, make_requests
-from paceline.engine.assemble import accepted_slots, assemble, offered, seen
+from paceline.engine.assemble import accepted_slots, assemble, offered, seen, taken
 from paceline.engine.canary import Canary
 from paceline.engine.plan import StepOutput
 from paceline.engine.prompt_logprobs import score_prompts
@@ -132,7 +132,7 @@ class Engine:
         batch = assemble(plan, proposal, self.scheduler.allocator.block_size, self.device)
         lap("assemble")
         hidden = self.target(batch)
-        logits = self.target.logits(hidden[batch.take]) if plan.verified else None
+        logits = self.target.logits(taken(batch, hidden)) if plan.verified else None
         score_prompts(plan, batch, hidden, self.target.logits)
         lap("target")
         verdict = self.verify(proposal, logits, plan.verified) if logits is not None else Verdict([], [])

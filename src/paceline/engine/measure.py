@@ -72,12 +72,10 @@ class Filling:
 
     def propose(self, requests: list[Request], widths: list[int], deeper: Deeper | None = None) -> Proposal:
         proposal = self._drafter.propose(requests, widths, deeper)
-        if all(made == width + 1 for made, width in zip(proposal.counts, widths, strict=True)):
-            return proposal
-        chains = [row[:made] for row, made in zip(proposal.tokens.tolist(), proposal.counts, strict=True)]
-        for chain, width in zip(chains, widths, strict=True):
-            chain += [self._random.randrange(self._vocab_size) for _ in range(width + 1 - len(chain))]
-        return Proposal.of_chains(chains)
+        return Proposal([self._filled(nodes, width) for nodes, width in zip(proposal.tokens, widths, strict=True)])
+
+    def _filled(self, nodes: list[int], width: int) -> list[int]:
+        return nodes + [self._random.randrange(self._vocab_size) for _ in range(width + 1 - len(nodes))]
 
     def forget(self, row: int) -> None:
         self._drafter.forget(row)
@@ -233,9 +231,9 @@ class Measuring:
         if not proposal.chain:
             return found
         paths, emitted = [], []
-        for row, nodes, own in zip(proposal.tokens.tolist(), proposal.counts, found.emitted, strict=True):
+        for row, own in zip(proposal.tokens, found.emitted, strict=True):
             right = 0
-            while right < nodes - 1 and self._random.random() < ACCEPTED:
+            while right < len(row) - 1 and self._random.random() < ACCEPTED:
                 right += 1
             paths.append(list(range(right + 1)))
             emitted.append([*row[1 : right + 1], own[-1]])

@@ -65,13 +65,11 @@ class TimedPolicy:
         if self._more:  # a pass was made after the last question
             self._drafting.append(0.0)
         self._drafting[-1] += now - self._mark
-        if self._asking and proposal.chain and max(proposal.counts, default=1) > 1:
-            drafted = [count - 1 for count in proposal.counts]
+        drafted = [len(nodes) - 1 for nodes in proposal.tokens] if self._asking and proposal.chain else []
+        if any(drafted):
             kept = self.policy.cut(plan.ready, drafted)
             if kept != drafted:
-                self._drafts = [
-                    row[1:count] for row, count in zip(proposal.tokens.tolist(), proposal.counts, strict=True)
-                ]
+                self._drafts = [nodes[1:] for nodes in proposal.tokens]
                 proposal = proposal.cut(kept)
             self._think(now)
         return proposal

@@ -57,8 +57,13 @@ INSIDE void multiply(const int codes, const int rows, const bf16 *const *x, cons
     if (codes) weight += SCALES;
     for (long k = 0; k < steps_of(codes, inputs); k++, weight += STEP, fetch += share) {
         __m512i low = _mm512_loadu_si512(weight), high = _mm512_loadu_si512(weight + STEP / 2);
-        __builtin_prefetch(fetch, 0, 2);
-        __builtin_prefetch(fetch + share / 2, 0, 2);
+        if (rows <= ROWS / 2) { /* one tile: read once, so it need not drive out what the host works with */
+            __builtin_prefetch(fetch, 0, 0);
+            __builtin_prefetch(fetch + share / 2, 0, 0);
+        } else {
+            __builtin_prefetch(fetch, 0, 2);
+            __builtin_prefetch(fetch + share / 2, 0, 2);
+        }
         UNROLL for (int r = 0; r < rows; r++) {
             int some;
             memcpy(&some, x[r] + 2 * k, 4);

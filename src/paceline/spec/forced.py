@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from paceline.request import Request
 from paceline.spec.proposal import Proposal
 
@@ -14,15 +12,14 @@ def with_forced(proposal: Proposal, requests: list[Request], rooms: list[int]) -
     Trees stay as they are.
     Example: drafts 8, 9, and the grammar allows no 9 behind 8, only 7 and then 6: the chain 8, 7, 6, two of it forced.
     """
-    if not proposal.chain or not any(rooms) or all(request.grammar is None for request in requests):
+    if not proposal.chain or not any(rooms) or all([request.grammar is None for request in requests]):
         return proposal
-    tokens = proposal.tokens.tolist()
     chains, forced = [], []
     for r, request in enumerate(requests):
-        chain, more = tokens[r][: proposal.counts[r]], []
+        chain, more = proposal.tokens[r], []
         if request.grammar is not None:
             chain = chain[: 1 + request.grammar.allowed(chain[1:])]
             more = request.grammar.forced(chain[1:], rooms[r] + 1 - len(chain))
         chains.append(chain + more)
         forced.append(len(more))
-    return replace(Proposal.of_chains(chains), forced=forced)
+    return Proposal(chains, forced=forced)

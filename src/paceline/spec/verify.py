@@ -27,92 +27,88 @@ def verify(proposal: Proposal, logits: Tensor, requests: Sequence[Request], samp
     Example: pending 5, drafts 8, 9 in a chain; the target chooses 8 after 5, 7 after 8 and 3 after 9: draft 8 is
     accepted, 7 is the bonus: paths [[0, 1]], emitted [[8, 7]].
     """
-    drafts = _Drafts(proposal)
-    chosen = _chosen(drafts, logits, requests, sampler)
+    chosen = _chosen(proposal, logits, requests, sampler)
     paths, emitted, row = [], [], 0
-    for r, count in enumerate(proposal.counts):
-        mine = chosen[row : row + count]
-        path = drafts.walk(r, mine)
+    for r, nodes in enumerate(proposal.tokens):
+        mine = chosen[row : row + len(nodes)]
+        path = _walk(proposal, r, mine)
         paths.append(path)
         emitted.append([mine[node] for node in path])
-        row += count
+        row += len(nodes)
     asked = [r for r, request in enumerate(requests) if request.params.rejected_drafts]
-    rejected = {r: token for r in asked if (token := drafts.after(r, paths[r][-1])) is not None}
+    rejected = {r: token for r in asked if (token := _after(proposal, r, paths[r][-1])) is not None}
     logprobs = None
-    if any(request.params.logprobs is not None for request in requests):
+    if any([request.params.logprobs is not None for request in requests]):
         firsts = accumulate(proposal.counts, initial=0)
         rows = [[first + node for node in path] for first, path in zip(firsts, paths, strict=False)]
         logprobs = _logprobs(logits, requests, emitted, rows, rejected)
     return Verdict(paths, emitted, logprobs, rejected)
 
 
-def _chosen(drafts: _Drafts, logits: Tensor, requests: Sequence[Request], sampler: Sampler) -> list[int]:
+def _chosen(proposal: Proposal, logits: Tensor, requests: Sequence[Request], sampler: Sampler) -> list[int]:
     """The target's own token after every node; within grammars as far as a walk will go."""
-    heats = {request.params.heat for request in requests}
-    if heats == {0.0}:  # no row needs its owner or its path
+    if not any([request.params.heat != 0.0 for request in requests]):  # no row needs its owner or its path
         tokens: list[int] = best_token(logits).tolist()
         return tokens
-    owners = [request for request, count in zip(requests, drafts.counts, strict=True) for _ in range(count)]
-    if all(request.grammar is None for request in requests):
-        return sampler.choose(logits, owners, drafts.node_paths()).tolist()
-    choices = Choices(sampler, logits, owners, drafts.node_paths())
-    drafts.settle(choices, [r for r, request in enumerate(requests) if request.grammar is not None])
+    owners = [request for request, nodes in zip(requests, proposal.tokens, strict=True) for _ in nodes]
+    if all([request.grammar is None for request in requests]):
+        return sampler.choose(logits, owners, _node_paths(proposal)).tolist()
+    choices = Choices(sampler, logits, owners, _node_paths(proposal))
+    _settle(proposal, choices, [r for r, request in enumerate(requests) if request.grammar is not None])
     return choices.tokens
 
 
-class _Drafts:
-    """A proposal on the host. `parents` stays on its device when every request is a chain."""
-
-    def __init__(self, proposal: Proposal) -> None:
-        self.tokens: list[list[int]] = proposal.tokens.tolist()
-        self.counts = proposal.counts
-        self.parents: list[list[int]] | None = None if proposal.chain else proposal.parents.tolist()
-
-    def walk(self, r: int, chosen: list[int]) -> list[int]:
-        """Nodes of request r that agree with what the target chose after each node, from the root on."""
-        tokens, count, path = self.tokens[r], self.counts[r], [0]
-        if self.parents is None:
-            while (node := len(path)) < count and tokens[node] == chosen[node - 1]:
-                path.append(node)
-            return path
-        while (child := self.child(r, path[-1], chosen[path[-1]])) is not None:
-            path.append(child)
+def _walk(proposal: Proposal, r: int, chosen: list[int]) -> list[int]:
+    """Nodes of request r that agree with what the target chose after each node, from the root on."""
+    path = [0]
+    if proposal.parents is None:
+        for node, token in enumerate(proposal.tokens[r][1:], 1):
+            if token != chosen[node - 1]:
+                break
+            path.append(node)
         return path
+    while (child := _child(proposal, r, path[-1], chosen[path[-1]])) is not None:
+        path.append(child)
+    return path
 
-    def child(self, r: int, node: int, token: int) -> int | None:
-        """The first child of that node of request r that is this token."""
-        tokens, count = self.tokens[r], self.counts[r]
-        if self.parents is None:
-            return node + 1 if node + 1 < count and tokens[node + 1] == token else None
-        parents = self.parents[r]
-        return next((n for n in range(node + 1, count) if parents[n] == node and tokens[n] == token), None)
 
-    def settle(self, choices: Choices, asked: list[int]) -> None:
-        """The choices of those requests, as far as a walk will go: each is settled before its child is known."""
-        firsts, going = list(accumulate(self.counts, initial=0)), dict.fromkeys(asked, 0)
-        while going:
-            choices.settle([firsts[r] + node for r, node in going.items()])
-            found = {r: self.child(r, node, choices.tokens[firsts[r] + node]) for r, node in going.items()}
-            going = {r: node for r, node in found.items() if node is not None}
+def _child(proposal: Proposal, r: int, node: int, token: int) -> int | None:
+    """The first child of that node of request r that is this token."""
+    tokens = proposal.tokens[r]
+    if proposal.parents is None:
+        return node + 1 if node + 1 < len(tokens) and tokens[node + 1] == token else None
+    parents = proposal.parents[r]
+    return next((n for n in range(node + 1, len(tokens)) if parents[n] == node and tokens[n] == token), None)
 
-    def after(self, r: int, node: int) -> int | None:
-        """The first draft of request r right after that node, None when there is none."""
-        parents = range(-1, self.counts[r] - 1) if self.parents is None else self.parents[r][: self.counts[r]]
-        return next((token for token, parent in zip(self.tokens[r], parents, strict=False) if parent == node), None)
 
-    def node_paths(self) -> list[list[int]]:
-        """For every node in use, request by request: the drafts from the root (not counted) to that node."""
-        paths: list[list[int]] = []
-        for r, count in enumerate(self.counts):
-            if self.parents is None:
-                drafts = self.tokens[r][1:count]
-                paths += [drafts[:depth] for depth in range(count)]
-                continue
-            first = len(paths)
-            paths.append([])
-            for node in range(1, count):
-                paths.append([*paths[first + self.parents[r][node]], self.tokens[r][node]])
-        return paths
+def _settle(proposal: Proposal, choices: Choices, asked: list[int]) -> None:
+    """The choices of those requests, as far as a walk will go: each is settled before its child is known."""
+    firsts, going = list(accumulate(proposal.counts, initial=0)), dict.fromkeys(asked, 0)
+    while going:
+        choices.settle([firsts[r] + node for r, node in going.items()])
+        found = {r: _child(proposal, r, node, choices.tokens[firsts[r] + node]) for r, node in going.items()}
+        going = {r: node for r, node in found.items() if node is not None}
+
+
+def _after(proposal: Proposal, r: int, node: int) -> int | None:
+    """The first draft of request r right after that node, None when there is none."""
+    tokens = proposal.tokens[r]
+    parents: Sequence[int] = range(-1, len(tokens) - 1) if proposal.parents is None else proposal.parents[r]
+    return next((token for token, parent in zip(tokens, parents, strict=True) if parent == node), None)
+
+
+def _node_paths(proposal: Proposal) -> list[list[int]]:
+    """For every node, request by request: the drafts from the root (not counted) to that node."""
+    paths: list[list[int]] = []
+    for r, tokens in enumerate(proposal.tokens):
+        if proposal.parents is None:
+            paths += [tokens[1 : depth + 1] for depth in range(len(tokens))]
+            continue
+        first, parents = len(paths), proposal.parents[r]
+        paths.append([])
+        for node in range(1, len(tokens)):
+            paths.append([*paths[first + parents[node]], tokens[node]])
+    return paths
 
 
 def _logprobs(

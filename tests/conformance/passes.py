@@ -9,7 +9,7 @@ import torch
 from tiny_models import VOCAB
 from torch import Tensor
 
-from paceline.batch import ForwardBatch
+from paceline.batch import ForwardBatch, tables_of
 from paceline.cache.dense import DenseAttend
 from paceline.models.decoder import DecoderModel
 
@@ -53,6 +53,9 @@ def batch_of(
         blocks=[tables[r] for r in live],
         take=torch.arange(starts[-1]),
         first=[first] * len(live),
+        tables=torch.tensor(
+            tables_of(starts, [spans[r][0] for r in live], [first] * len(live), [tables[r] for r in live])
+        ),
     )
 
 

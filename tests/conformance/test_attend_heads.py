@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from paceline.batch import tables_of
 from paceline.kernels import heads as kernel
 from paceline.kernels import native, reference
 from paceline.kernels.heads import Kept, attend_heads, attends_heads
@@ -64,12 +65,10 @@ class Drawn:
         """pieces: request, its first row here, the row after its last."""
         begins = [sum(COUNTS[:r]) for r in range(3)]
         rows = torch.cat([self.q[begins[r] + start : begins[r] + end] for r, start, end in pieces])
-        where = Tables.of(
-            [0, *accumulate(end - start for _, start, end in pieces)],
-            [CONTEXTS[r] + start for r, start, _ in pieces],
-            [self.firsts[r] for r, *_ in pieces],
-            [self.tables[r] for r, *_ in pieces],
-        )
+        starts = [0, *accumulate(end - start for _, start, end in pieces)]
+        places = [CONTEXTS[r] + start for r, start, _ in pieces]
+        numbers = tables_of(starts, places, [self.firsts[r] for r, *_ in pieces], [self.tables[r] for r, *_ in pieces])
+        where = Tables.of(torch.tensor(numbers), starts, places)
         return attend_heads(rows, self.kept, where, BLOCK, 0.3)
 
     def truth(self, r: int) -> Tensor:

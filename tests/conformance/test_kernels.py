@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from paceline.batch import tables_of
 from paceline.kernels import cpu, latent, native, reference
 
 BF16 = torch.bfloat16
@@ -146,12 +147,9 @@ def test_attention_over_latents_equals_the_reference_and_a_row_is_its_own(
         begins = [sum(counts[:r]) for r in range(3)]
         rows = torch.cat([q[begins[r] + start : begins[r] + end] for r, start, end in pieces])
         starts = [0, *accumulate(end - start for _, start, end in pieces)]
-        where = latent.Tables.of(
-            starts,
-            [contexts[r] + start for r, start, _ in pieces],
-            [firsts[r] for r, *_ in pieces],
-            [tables[r] for r, *_ in pieces],
-        )
+        places = [contexts[r] + start for r, start, _ in pieces]
+        numbers = tables_of(starts, places, [firsts[r] for r, *_ in pieces], [tables[r] for r, *_ in pieces])
+        where = latent.Tables.of(torch.tensor(numbers), starts, places)
         padded = torch.cat((rows, rows[:, :1]), dim=1)[:, :heads]  # rows apart by more than their heads
         return latent.attend_latent(padded, keys, where, v_dim, size, 0.3)
 

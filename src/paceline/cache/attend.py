@@ -91,7 +91,7 @@ class PagedAttend:
 
     @cached_property
     def all_layers(self) -> mla.Pass:
-        sizes = self.pool.block_size, self.pool.room
+        sizes = self.pool.block_size, self.pool.rooms
         if self.wanted is None:
             return mla.Pass(self.batch.slots, self.tables, *sizes)
         only = PagedAttend(self.pool, self.wanted.batch)
@@ -99,7 +99,7 @@ class PagedAttend:
 
     @cached_property
     def tables(self) -> latent.Tables:
-        return latent.Tables.of(self.batch.starts, self.batch.context, self.batch.first, self.batch.blocks)
+        return latent.Tables.of(self.batch.tables, self.batch.starts, self.batch.context)
 
     @cached_property
     def reaches(self) -> list[Reach]:

@@ -16,12 +16,12 @@ SPARE_SLOTS = 64
 class Pool:
     """memory [layers][slots, numbers of a token], one layer behind the other, and views of it: k [layers][slots, Hkv,
     k_dim] (without what heads share), shared [layers][slots, spec.shared], v [layers][slots, Hkv, v_dim] (of latents
-    the first part of k). room: for one pass at a time to work in. Raises `UserError` when there is not that much."""
+    the first part of k). rooms: for one pass at a time to work in. Raises `UserError` when there is not that much."""
 
     def __init__(
         self, spec: CacheSpec, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device | str = "cpu"
     ) -> None:
-        self.spec, self.num_blocks, self.block_size, self.room = spec, num_blocks, block_size, pages.Room()
+        self.spec, self.num_blocks, self.block_size, self.rooms = spec, num_blocks, block_size, pages.Rooms()
         slots, heads, own = num_blocks * block_size + SPARE_SLOTS, spec.num_kv_heads, spec.k_dim - spec.shared
         widths = (heads * own, spec.shared, 0 if spec.latent else heads * spec.v_dim)
         try:

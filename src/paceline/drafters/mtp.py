@@ -34,6 +34,7 @@ from paceline.cache.pool import Pool
 from paceline.config import MAX_SPECULATIVE_TOKENS, EngineConfig
 from paceline.drafters.base import Deeper, Seen
 from paceline.errors import UserError
+from paceline.inference import inference
 from paceline.kernels.chain import Asked, pack_chain
 from paceline.models.mtp import MTP, MTPDepth
 from paceline.request import Request
@@ -171,7 +172,7 @@ class MTPDrafter:
             return Proposal([[request.tokens[-1]] for request in requests])
         return self.awake(requests, widths, deeper)
 
-    @torch.inference_mode()
+    @inference
     def awake(self, requests: list[Request], widths: list[int], deeper: Deeper | None) -> Proposal:
         left = [track for track in self.tracks.values() if track.left]
         ready = [self.tracks[request.row] for request in requests]

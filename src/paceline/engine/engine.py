@@ -20,6 +20,7 @@ from paceline.engine.stats import EngineStats
 from paceline.engine.stop import Decoder, Ending, TextStream
 from paceline.engine.timed import TimedPolicy
 from paceline.grammar import Grammars
+from paceline.inference import inference
 from paceline.request import Request, SamplingParams
 from paceline.spec.forced import with_forced
 from paceline.spec.proposal import Proposal, Verdict
@@ -113,7 +114,7 @@ class Engine:
     def has_unfinished(self) -> bool:
         return self.scheduler.has_unfinished
 
-    @torch.inference_mode()
+    @inference
     def step(self) -> list[StepOutput]:
         """One pass of the target over everyone who has something to read; what came of it."""
         lap, policy = self.stats.lap, self.policy

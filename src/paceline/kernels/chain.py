@@ -14,7 +14,7 @@ from torch import Tensor
 from paceline.kernels import heads, native
 from paceline.kernels.layer import PackedModule
 from paceline.kernels.linear import BLOCK
-from paceline.kernels.pages import Room
+from paceline.kernels.pages import Rooms
 from paceline.kernels.reference import token_hashes
 
 _POINTER, _LONG = ctypes.c_void_p, ctypes.c_long
@@ -84,7 +84,7 @@ class Chain:
         self.hashes = token_hashes(self.vocab, torch.device("cpu"))
         self.struct = _Chain(ctypes.addressof(self.structs), self.hashes.data_ptr(), len(depths), *sizes)
         self.where = ctypes.addressof(self.struct)
-        self.room = Room()
+        self.rooms = Rooms()
         self.once = max(layer.once for layer in layers)
         self.per_row = 4 * 8 + 2 * self.hidden + max(depth.module.room for depth in depths)
         self.per_request = 3 * 8 + 2 * self.hidden + 2 * self.vocab
@@ -101,13 +101,14 @@ class Chain:
         assert carried.shape[0] == sum(some[-1] for some in counts), "every row reads what waits, or what was just made"
         unwanted = sum(some[-1] - 1 for a, some in zip(asked, counts, strict=True) if a.silent)
         outputs = torch.empty(sum(rows) - unwanted + beyond, self.hidden, dtype=torch.bfloat16)
-        room = self.room.of(max(rows) * self.per_row + requests * self.per_request + self.once)
-        scratch, drafts = heads.scratch_for(longest, threads), array("q", bytes(8 * width * requests))
+        room = self.rooms.layers.of(max(rows) * self.per_row + requests * self.per_request + self.once)
+        scratch = self.rooms.scratch.of(heads.scratch_bytes(longest, threads))
+        drafts = array("q", bytes(8 * width * requests))
         heats, (numbers, offsets) = array("f", [a.heat for a in asked]), _numbers(asked)
         lists = [numbers.buffer_info()[0] + 8 * offset for offset in offsets]
         native.call(
             "draft_chain", self.where, *lists, heats.buffer_info()[0], carried.data_ptr(), outputs.data_ptr(),
-            drafts.buffer_info()[0], scratch.data_ptr(), room.data_ptr(), requests, max(rows), threads,
+            drafts.buffer_info()[0], scratch, room, requests, max(rows), threads,
         )  # fmt: skip
         return outputs, drafts.tolist()
 

@@ -49,7 +49,8 @@ def attend_heads(q: Tensor, kept: Kept, tables: Tables, block_size: int, scale: 
 def shared_work(tables: Tables, rows: int, heads: int) -> tuple[int, int, Tensor]:
     """Threads, rows in a tile, and scratch for each thread."""
     threads = torch.get_num_threads() if tables.work * heads >= 4 * SHARED_AT_LEAST else 1
-    return threads, rows_in_tile(tables, rows), scratch_for(tables.longest, threads)
+    scratch = torch.empty(scratch_bytes(tables.longest, threads), dtype=torch.uint8)
+    return threads, rows_in_tile(tables, rows), scratch
 
 
 def rows_in_tile(tables: Tables, rows: int) -> int:
@@ -57,9 +58,9 @@ def rows_in_tile(tables: Tables, rows: int) -> int:
     return MANY_ROWS if rows >= MANY_ROWS * len(tables.context) else FEW_ROWS
 
 
-def scratch_for(longest: int, threads: int) -> Tensor:
+def scratch_bytes(longest: int, threads: int) -> int:
     """For the most places that a row may see."""
-    return torch.empty(threads, 4 * (longest + FETCHED) + 16 * (longest + PLACES), dtype=torch.float32)
+    return 4 * threads * (4 * (longest + FETCHED) + 16 * (longest + PLACES))
 
 
 def attends_heads(q: Tensor, kept: Kept) -> bool:

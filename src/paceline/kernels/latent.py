@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from array import array
-from dataclasses import dataclass
-from itertools import accumulate, chain, pairwise
+from itertools import pairwise
+from operator import add, mul
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,10 +17,9 @@ FETCHED = 24  # pointers behind the last place; as in latent.c
 SHARED_AT_LEAST = 400  # rows times places below which waking other threads costs more than they save
 
 
-@dataclass(frozen=True)
-class Tables:
-    """Where each request's rows and blocks are: the same for all layers of a pass. longest: places that a row may see;
-    work: rows times places, of all requests."""
+class Tables(NamedTuple):
+    """Where each request's rows and blocks are: the same for all layers of a pass. numbers: as `ForwardBatch.tables`;
+    longest: places that a row may see; work: rows times places, of all requests."""
 
     numbers: Tensor
     starts: list[int]
@@ -29,14 +28,11 @@ class Tables:
     work: int
 
     @staticmethod
-    def of(starts: list[int], context: list[int], first: list[int], blocks: list[list[int]]) -> Tables:
-        """starts R+1; context, first and blocks R, as in a ForwardBatch."""
-        offsets = [0, *accumulate(map(len, blocks))]
-        numbers = array("q", [*starts, *context, *first, *offsets[:-1], *chain.from_iterable(blocks)])
+    def of(numbers: Tensor, starts: list[int], context: list[int]) -> Tables:
+        """numbers, starts and context as in a ForwardBatch."""
         rows = [end - start for start, end in pairwise(starts)]
-        longest = max(c + m for c, m in zip(context, rows, strict=True))
-        work = sum(m * (c + m) for c, m in zip(context, rows, strict=True))
-        return Tables(torch.frombuffer(numbers, dtype=torch.int64), starts, context, longest, work)
+        ends = list(map(add, context, rows))
+        return Tables(numbers, starts, context, max(ends), sum(map(mul, rows, ends)))
 
 
 def attend_latent(q: Tensor, keys: Tensor, tables: Tables, v_dim: int, block_size: int, scale: float) -> Tensor:

@@ -102,8 +102,8 @@ class PackedLayer:
         writes the rows' keys and values to their slots. A row has the same bits among any others."""
         out = x.new_empty(paged.all_layers.outputs, self.hidden)
         room = paged.all_layers.room.of(x.shape[0] * self.room + self.once)
-        pointers = (tensor.data_ptr() for tensor in (paged.memory, x, cos, sin, out, room))
-        native.call("decoder_layer", self.where, paged.all_layers.where, *pointers)
+        pointers = (tensor.data_ptr() for tensor in (paged.memory, x, cos, sin, out))
+        native.call("decoder_layer", self.where, paged.all_layers.where, *pointers, room)
         return out
 
 
@@ -127,8 +127,8 @@ class PackedStack:
         rows = tokens.shape[0]
         out = torch.empty(rows, self.hidden, dtype=torch.bfloat16)
         room = first.all_layers.room.of(rows * self.room + self.once)
-        pointers = (tensor.data_ptr() for tensor in (first.memory, tokens, positions, out, room))
-        native.call("decoder_stack", self.where, first.all_layers.where, *pointers, first.memory.numel())
+        pointers = (tensor.data_ptr() for tensor in (first.memory, tokens, positions, out))
+        native.call("decoder_stack", self.where, first.all_layers.where, *pointers, room, first.memory.numel())
         return out
 
 
@@ -156,8 +156,8 @@ class PackedModule:
         states = states.contiguous()
         out = states.new_empty(paged.all_layers.outputs, self.layer.hidden)
         room = paged.all_layers.room.of(states.shape[0] * self.room + self.layer.once)
-        pointers = (tensor.data_ptr() for tensor in (paged.memory, tokens, positions, states, out, room))
-        native.call("mtp_module", self.where, paged.all_layers.where, *pointers)
+        pointers = (tensor.data_ptr() for tensor in (paged.memory, tokens, positions, states, out))
+        native.call("mtp_module", self.where, paged.all_layers.where, *pointers, room)
         return out
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from paceline.kernels import heads, latent, native
 from paceline.kernels.linear import BLOCK, pack_weight
-from paceline.kernels.pages import Pages, Room
+from paceline.kernels.pages import Pages, Rooms
 
 
 class _Pass(ctypes.Structure):
@@ -27,7 +27,7 @@ class _Pass(ctypes.Structure):
 class Pass:
     """What all layers of a pass share: the slots [T] of its rows, and where what they attend to is.
 
-    room: for its layers to work in, one after the other. wanted: the pass over the rows of which there are outputs, if
+    rooms: for its layers to work in, one after the other. wanted: the pass over the rows of which there are outputs, if
     not of all, and index [.. < T]: which they are. Of the others only keys and values are kept."""
 
     def __init__(
@@ -35,17 +35,17 @@ class Pass:
         slots: Tensor,
         tables: latent.Tables,
         block_size: int,
-        room: Room,
+        rooms: Rooms,
         wanted: Pass | None = None,
         index: Tensor | None = None,
     ) -> None:
         rows = slots.shape[0]
         threads, tile = torch.get_num_threads(), heads.rows_in_tile(tables, rows)
-        scratch = heads.scratch_for(tables.longest, threads)
-        self.held, self.room = (slots, tables, scratch, wanted, index), room  # as long as `where` points to them
+        scratch = None if wanted is not None else rooms.scratch.of(heads.scratch_bytes(tables.longest, threads))
+        self.held, self.room = (slots, tables, wanted, index), rooms.layers  # as long as `where` points to them
         self.outputs: int = rows if wanted is None else wanted.outputs
         chosen = (None, None) if wanted is None or index is None else (wanted.where, index.data_ptr())
-        pointers = slots.data_ptr(), tables.numbers.data_ptr(), scratch.data_ptr(), *chosen
+        pointers = slots.data_ptr(), tables.numbers.data_ptr(), scratch, *chosen
         sizes = rows, len(tables.context), block_size, tables.longest, tile
         self._struct = _Pass(*pointers, *sizes, threads)
         self.where: int = ctypes.addressof(self._struct)
@@ -116,8 +116,8 @@ class HalfLayer:
         wants; writes the rows' keys and values to their slots. A row has the same bits among any others."""
         total, normed = x.new_empty(2, paged.all_layers.outputs, self.shape.hidden).unbind(0)
         room = paged.all_layers.room.of(2 * x.shape[0] * self._room)
-        pointers = (tensor.data_ptr() for tensor in (paged.memory, x, cos, sin, total, normed, room))
-        native.call("mla", self.where, paged.all_layers.where, *pointers)
+        pointers = (tensor.data_ptr() for tensor in (paged.memory, x, cos, sin, total, normed))
+        native.call("mla", self.where, paged.all_layers.where, *pointers, room)
         return total, normed
 
 

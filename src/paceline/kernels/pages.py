@@ -41,18 +41,26 @@ class Pages:
         return room.view(tensor.dtype).view(tensor.shape).copy_(tensor)
 
 
+class Rooms:
+    """For layers, and beside it for attention."""
+
+    def __init__(self) -> None:
+        self.layers, self.scratch = Room(), Room()
+
+
 class Room:
     """Memory to work in, kept from one call to the next: what the heap gives back to the system after each of them must
     be taken anew, page by page."""
 
     def __init__(self) -> None:
-        self._bytes = torch.empty(0, dtype=torch.uint8)
+        self._bytes, self._size, self._where = torch.empty(0, dtype=torch.uint8), 0, 0
 
-    def of(self, size: int) -> Tensor:
-        """At least so many bytes, with anything in them; the next call has the same ones."""
-        if size > len(self._bytes):
-            self._bytes = _memory(max(size, 2 * len(self._bytes)))
-        return self._bytes
+    def of(self, size: int) -> int:
+        """Where at least so many bytes lie, with anything in them; the next call has the same ones."""
+        if size > self._size:
+            self._bytes = _memory(max(size, 2 * self._size))
+            self._size, self._where = self._bytes.numel(), self._bytes.data_ptr()
+        return self._where
 
 
 def _memory(size: int) -> Tensor:

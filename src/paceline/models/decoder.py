@@ -121,7 +121,7 @@ class DecoderModel(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """What `forward` returns [L, hidden] to [L, vocab], in the model's dtype."""
-        return self.lm_head(self.normed(hidden))  # type: ignore[no-any-return]
+        return self.lm_head.forward(self.normed(hidden))
 
     def weights(self) -> dict[str, Tensor]:
         """Checkpoint name to a view of the parameter: loading copies in, export reads out. A tied head has no name."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from paceline.batch import ForwardBatch
 from paceline.cache.attend import PagedAttend
 from paceline.cache.pool import Pool
 from paceline.checkpoint.resolve import resolve_model
+from paceline.inference import inference
 from paceline.models.decoder import DecoderModel
 from paceline.models.mtp import MTP
 from paceline.runtime.build import load_mtp
@@ -24,13 +24,12 @@ class Runner:
     def __init__(self, model: DecoderModel, pool: Pool, path: Path) -> None:
         self.model, self.pool, self.path = model, pool, path
 
-    @torch.inference_mode()
+    @inference
     def __call__(self, batch: ForwardBatch) -> Tensor:
         """The states after the final norm [T, hidden]; the pass's keys and values are in the pool afterwards."""
-        hidden: Tensor = self.model(batch.tokens, batch.positions, PagedAttend(self.pool, batch))
-        return hidden
+        return self.model.forward(batch.tokens, batch.positions, PagedAttend(self.pool, batch))
 
-    @torch.inference_mode()
+    @inference
     def logits(self, hidden: Tensor) -> Tensor:
         """[L, hidden] to [L, vocab]."""
         return self.model.logits(hidden)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 
 import pytest
 import torch
@@ -69,7 +68,7 @@ def test_a_row_sees_its_context_and_its_ancestors(data: st.DataObject) -> None:
     rows = [Row([1] * len(tree), context, table, first) for tree, context, table, first in drawn]
     batch = make_batch(rows, size)
     if not chain:
-        batch = replace(batch, tree=torch.tensor([mask for tree in trees for mask in masks(tree)]))
+        batch = batch._replace(tree=torch.tensor([mask for tree in trees for mask in masks(tree)]))
     q = torch.randn(batch.starts[-1], heads, WIDTH, generator=generator)
     k = torch.randn(batch.starts[-1], kv_heads, WIDTH, generator=generator)
     out = PagedAttend(pool, batch)(0, q, k, k[..., : pool.spec.v_dim], SCALE)

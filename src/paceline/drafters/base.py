@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from paceline.cache.pool import Pool
@@ -25,7 +24,7 @@ class Seen:
     """What the target read in one step, committed tokens only.
 
     Request r read the tokens at logical places first[r] .. first[r] + count[r] - 1 (its accepted path, or a prompt
-    chunk); hidden [sum(count), H] are the target's states after its final norm, request by request, in order of place.
+    chunk); hidden[r] [count[r], H] are the target's states after its final norm there, a view of the whole pass's.
     `requests[r].tokens` already holds the committed token that follows each of them, unless the request ended earlier.
     rows, blocks: each request's row and block table as they were in the pass; a request that ended has given them back
     by now, but its full blocks live on in the prefix cache, and what a drafter keeps for them must be finished.
@@ -36,21 +35,20 @@ class Seen:
     blocks: list[list[int]]
     first: list[int]
     count: list[int]
-    hidden: Tensor
+    hidden: list[Tensor]
 
     def of_those_still_there(self) -> Seen:
         """Without requests that ended, left or were preempted since: their block tables are no longer these."""
         there = [r for r, request in enumerate(self.requests) if request.blocks is self.blocks[r]]
         if len(there) == len(self.requests):
             return self
-        pieces = self.hidden.split(self.count)
         return Seen(
             requests=[self.requests[r] for r in there],
             rows=[self.rows[r] for r in there],
             blocks=[self.blocks[r] for r in there],
             first=[self.first[r] for r in there],
             count=[self.count[r] for r in there],
-            hidden=torch.cat([self.hidden[:0], *(pieces[r] for r in there)]),
+            hidden=[self.hidden[r] for r in there],
         )
 
 

@@ -108,14 +108,14 @@ class MTPDrafter:
     # -- what the target read
 
     def observe(self, seen: Seen) -> None:
+        long = sum(seen.count) > LONG
         if self.asleep:
-            if seen.hidden.shape[0] > LONG:
+            if long:
                 self.recent.clear()
             self.recent.append(seen)
             return
-        long, pieces = seen.hidden.shape[0] > LONG, seen.hidden.split_with_sizes(seen.count)
         for request, row, first, features, blocks in zip(
-            seen.requests, seen.rows, seen.first, pieces, seen.blocks, strict=True
+            seen.requests, seen.rows, seen.first, seen.hidden, seen.blocks, strict=True
         ):
             track = self.tracks.get(row)
             if track is None:
@@ -126,16 +126,17 @@ class MTPDrafter:
 
     def mark(self, seen: Seen) -> None:
         """What the target made of the last slots of blocks, beside the blocks."""
-        size, offset, rows, ended = self.pool.block_size, 0, [], []
-        for row, first, count, blocks in zip(seen.rows, seen.first, seen.count, seen.blocks, strict=True):
+        size, last, ended = self.pool.block_size, [], []
+        for row, first, count, blocks, features in zip(
+            seen.rows, seen.first, seen.count, seen.blocks, seen.hidden, strict=True
+        ):
             for index in range(first // size, (first + count) // size):
-                rows.append(offset + (index + 1) * size - 1 - first)
+                last.append(features[(index + 1) * size - 1 - first])
                 ended.append(blocks[index])
             if (first + count - 1) // size > (first - 1) // size:
                 self.claim(self.tracks[row], first, first + count)
-            offset += count
-        if rows:
-            self.kept[0, ended] = seen.hidden[rows]
+        if last:
+            self.kept[0, ended] = torch.stack(last)
 
     def begin(self, request: Request, blocks: list[int], first: int) -> Track:
         """A request whose first `first` tokens are a prefix hit: each module that read them all goes on behind them."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-
-import torch
+from dataclasses import fields
 
 from paceline.drafters.base import Deeper, Drafter, Seen
 from paceline.request import Request
@@ -51,11 +49,7 @@ class SeveralDrafters:
 
 def _part(seen: Seen, chosen: list[int]) -> Seen:
     """What was seen of some of the requests."""
-    columns = {
-        name: [getattr(seen, name)[r] for r in chosen] for name in ("requests", "rows", "blocks", "first", "count")
-    }
-    hidden = seen.hidden.split(seen.count)
-    return replace(seen, **columns, hidden=torch.cat([hidden[r] for r in chosen]))
+    return Seen(*([getattr(seen, field.name)[r] for r in chosen] for field in fields(Seen)))
 
 
 def _joined(requests: list[Request], parts: list[tuple[list[int], Proposal]]) -> Proposal:

@@ -51,20 +51,21 @@ def accepted_slots(batch: ForwardBatch, verdict: Verdict) -> tuple[Tensor, Tenso
 def seen(plan: Plan, batch: ForwardBatch, hidden: Tensor, verdict: Verdict) -> Seen:
     """What the target read for good, after `commit`: accepted paths as far as they were kept, and chunks of prompts."""
     counts = [request.cached - place for request, place in zip(plan.requests, batch.context, strict=True)]
-    if sum(counts) < batch.starts[-1]:
-        hidden = _kept_rows(plan, batch, hidden, verdict, counts)
-    return Seen(plan.requests, plan.rows, batch.blocks, batch.context, counts, hidden)
+    pieces = _pieces(batch, hidden, counts)
+    if batch.tree is not None:
+        for r, path in enumerate(verdict.paths[: len(plan.ready)]):
+            pieces[r] = hidden[[batch.starts[r] + node for node in path[: counts[r]]]]
+    return Seen(plan.requests, plan.rows, batch.blocks, batch.context, counts, pieces)
 
 
-def _kept_rows(plan: Plan, batch: ForwardBatch, hidden: Tensor, verdict: Verdict, counts: list[int]) -> Tensor:
-    if batch.tree is None and len(counts) == 1:
-        return hidden[: counts[0]]
-    rows: list[int] = []
-    for r, count in enumerate(counts):
-        start = batch.starts[r]
-        tree = batch.tree is not None and r < len(plan.ready)
-        rows += [start + node for node in verdict.paths[r][:count]] if tree else range(start, start + count)
-    return hidden[torch.tensor(rows, device=hidden.device)]
+def _pieces(batch: ForwardBatch, hidden: Tensor, counts: list[int]) -> list[Tensor]:
+    """The first counts[r] rows of each request."""
+    if sum(counts) == batch.starts[-1]:
+        return list(hidden.split_with_sizes(counts))
+    sizes: list[int] = []
+    for start, end, count in zip(batch.starts, batch.starts[1:], counts, strict=False):
+        sizes += (count, end - start - count)
+    return list(hidden.split_with_sizes(sizes)[::2])
 
 
 def offered(plan: Plan, proposal: Proposal) -> list[int]:

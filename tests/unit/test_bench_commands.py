@@ -85,7 +85,8 @@ def test_auto_is_the_default(bench: Run) -> None:
 def test_a_table_for_each_source(bench: Run, tmp_path: Path) -> None:
     file = tmp_path / "p.jsonl"
     file.write_text("".join(f'{{"prompt": "one two", "source": "{name}"}}\n' for name in "abab"))
-    words = ("--dataset", file, "--output-len", "3", "--arms", "none,1", "--repeats", "1", "--num-requests", "2")
+    words = ("--short", "--dataset", file, "--output-len", "3", "--arms", "none,1", "--repeats", "1")
+    words += ("--num-requests", "2")
     code, out, _ = bench("table", *words, "--concurrency", "1,2", "--by-source", "--json")
     rows = [(row["source"], row["concurrency"]) for row in json.loads(out)["rows"]]
     assert code == 0 and rows == [("a", 1), ("a", 2), ("b", 1), ("b", 2)]
@@ -140,7 +141,7 @@ def test_a_picture_by_source(bench: Run, tmp_path: Path) -> None:
     data, file = tmp_path / "p.jsonl", tmp_path / "t.json"
     data.write_text("".join(f'{{"prompt": "one two", "source": "{name}"}}\n' for name in ("easy", "hard")))
     words = ("--output-len", "3", "--arms", "none,auto,1", "--repeats", "2", "--num-requests", "2", "--output", file)
-    assert bench("table", "--dataset", data, "--by-source", "--concurrency", "1,2", *words)[0] == 0
+    assert bench("table", "--short", "--dataset", data, "--by-source", "--concurrency", "1,2", *words)[0] == 0
     assert bench("plot", file, "--out", tmp_path / "one.svg")[0] == 0
     drawn = (tmp_path / "one.svg").read_text()
     assert all(word in drawn for word in ("easy", "hard", "k = 1", "1 in flight", "2 in flight", "threads 1"))
@@ -232,15 +233,17 @@ MISTAKES = [
     (("table", "--concurrency", "40", "--num-requests", "20"), "20 requests cannot be 40 in flight"),
     (("table", "--concurrency", "1,x"), "--concurrency takes counts"),
     (("table", "--concurrency", "1" * 5000), "--concurrency takes counts"),
-    (("table", "--full"), "context holds 256"),
+    (("table", "--full"), "2500 tokens of prompt and 1500 of answer, but the context holds 256"),
+    (("table",), "625 tokens of prompt and 375 of answer, but the context holds 256"),
+    (("table", "--full", "--short"), "exclude each other"),
     (("table", "--dataset", "random", "--input-len", "9" * 12), "context holds 256"),
     (("table", "--arms", "none,99"), "no arm '99'"),
     (("table", "--arms", ""), "no arm to measure"),
     (("table", "--arms", "mtp:1:2"), "no arm"),
     (("table", "--arms", "none", "-k", "2"), "exclude each other"),
     (("table", "--json", "--markdown"), "exclude each other"),
-    (("table", "--dataset", "absent.json"), "no dataset absent.json"),
-    (("table", "--source", "nope"), "no source 'nope'"),
+    (("table", "--short", "--dataset", "absent.json"), "no dataset absent.json"),
+    (("table", "--short", "--source", "nope"), "no source 'nope'"),
     (("table", "--by-source", "--source", "wordnet"), "leave --source out"),
     (("table", "--output", "no/such/place.json"), "no/such/place.json cannot be written"),
     (("table", "--baseline-server", "http://x", *SMALL), "belongs to --server"),

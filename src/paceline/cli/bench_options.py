@@ -24,15 +24,16 @@ InputLen = Annotated[
     int | None,
     _work(
         "Tokens of every prompt: longer ones are cut, others stand before shorter ones.",
-        show_default="as they are; random 128",
+        show_default="625 in bench table, else as they are; random 128",
         min=1,
     ),
 ]
-OutputLen = Annotated[int | None, _work("Tokens of every answer.", show_default="128", min=1)]
+OutputLen = Annotated[int | None, _work("Tokens of every answer.", show_default="375 in bench table, else 128", min=1)]
 NumRequests = Annotated[
     int | None, _work("Requests a run.", show_default="3 times the concurrency, 32 at least", min=1, max=1 << 16)
 ]
 Full = Annotated[bool, _work("The published workload: input 2500, output 1500, 80 requests.", "--full")]
+Short = Annotated[bool, _work("Prompts as long as they are and, unless told, answers of 128 tokens.", "--short")]
 StopAtEos = Annotated[bool, _work("End answers where the model ends them (--output-len at most).", "--stop-at-eos")]
 Seed = Annotated[int, _work("Of random prompts and, plus its number, of request.", min=0)]
 Repeats = Annotated[int, _load("Rounds over all arms; medians are shown.", min=1, max=1000)]

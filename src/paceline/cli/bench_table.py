@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 LEAST_REQUESTS, WAVES = 32, 3
 FULL_INPUT, FULL_OUTPUT, FULL_REQUESTS = 2500, 1500, 80  # the published workload
+SCALE = 4  # the default's lengths are that part of them: as many as small models hold, and ten minutes' work
 MAX_CONCURRENCY = 4096
 
 
@@ -37,8 +38,9 @@ def bench_table(
     ] = False,
     num_requests: shared.NumRequests = None,
     full: shared.Full = False,
+    short: shared.Short = False,
     arms: shared.Arms = None,
-    repeats: shared.Repeats = 10,
+    repeats: shared.Repeats = 4,
     served: shared.Served,
     result: shared.Result,
     spec_bench: shared.SpecBench = None,
@@ -56,8 +58,7 @@ def bench_table(
 
     setup.check_result(result)
     setup.check_places(spec_bench)
-    if full:
-        work, num_requests = published(work, num_requests)
+    work, num_requests = sized(work, num_requests, full, short)
     asked, names = setup.workload(work, shape), setup.arm_names(arms, drafting, modules)
     counts = {level: requests_at(level, num_requests) for level in parse_concurrency(concurrency)}
     sources = _sources(work) if by_source else [work.source]
@@ -73,10 +74,17 @@ def bench_table(
             write_answers(spec_bench, levels[0].jobs, found, subject.name, subject.tokenizer)
 
 
-def published(work: shared.Work, num_requests: int | None) -> tuple[shared.Work, int]:
-    """The published workload, for what is not given."""
-    work = replace(work, input_len=work.input_len or FULL_INPUT, output_len=work.output_len or FULL_OUTPUT)
-    return work, num_requests or FULL_REQUESTS
+def sized(work: shared.Work, num_requests: int | None, full: bool, short: bool) -> tuple[shared.Work, int | None]:
+    """The workload whose lengths are those of the published one, or a part of them, for what is not given; short ones
+    are the dataset's. Raises `UserError` for two workloads at a time."""
+    if full and short:
+        raise UserError("--full and --short exclude each other: leave one out.")
+    if short:
+        return work, num_requests
+    scale = 1 if full else SCALE
+    lengths = work.input_len or FULL_INPUT // scale, work.output_len or FULL_OUTPUT // scale
+    work = replace(work, input_len=lengths[0], output_len=lengths[1])
+    return work, (num_requests or FULL_REQUESTS) if full else num_requests
 
 
 def parse_concurrency(text: str) -> list[int]:

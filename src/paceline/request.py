@@ -101,6 +101,11 @@ class SamplingParams:
         return self.temperature < _GREEDY_BELOW
 
     @cached_property
+    def tells(self) -> bool:
+        """Whether more than the tokens is told: log-probabilities or rejected drafts."""
+        return self.logprobs is not None or self.rejected_drafts
+
+    @cached_property
     def heat(self) -> float | None:
         """The temperature, 0 where the choice is greedy, if nothing but it and the seed acts on the logits; else
         None."""

@@ -61,6 +61,8 @@ class PagedAttend:
     def __init__(self, pool: Pool, batch: ForwardBatch, wanted: Wanted | None = None) -> None:
         """wanted: compiled layers may leave out the outputs of all others."""
         self.pool, self.batch, self.wanted = pool, batch, wanted
+        self._tables: latent.Tables | None = None
+        self._all_layers: mla.Pass | None = None
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         pool, batch = self.pool, self.batch
@@ -89,17 +91,21 @@ class PagedAttend:
             return None
         return mla.Paged(pool.memory[layer], self.all_layers)
 
-    @cached_property
+    @property
     def all_layers(self) -> mla.Pass:
-        sizes = self.pool.block_size, self.pool.rooms
-        if self.wanted is None:
-            return mla.Pass(self.batch.slots, self.tables, *sizes)
-        only = PagedAttend(self.pool, self.wanted.batch)
-        return mla.Pass(self.batch.slots, self.tables, *sizes, only.all_layers, self.wanted.rows)
+        if self._all_layers is None:
+            chosen = () if self.wanted is None else self._only(self.wanted)
+            self._all_layers = mla.Pass(self.batch.slots, self.tables, self.pool.block_size, self.pool.rooms, *chosen)
+        return self._all_layers
 
-    @cached_property
+    def _only(self, wanted: Wanted) -> tuple[mla.Pass, Tensor]:
+        return PagedAttend(self.pool, wanted.batch).all_layers, wanted.rows
+
+    @property
     def tables(self) -> latent.Tables:
-        return latent.Tables.of(self.batch.tables, self.batch.starts, self.batch.context)
+        if self._tables is None:
+            self._tables = latent.Tables.of(self.batch.tables, self.batch.starts, self.batch.context)
+        return self._tables
 
     @cached_property
     def reaches(self) -> list[Reach]:

@@ -62,7 +62,8 @@ class Engine:
     ) -> None:
         """grammars: compiles structured outputs, for requests that ask for them."""
         self.target, self.drafter, self.scheduler, self.verify = target, drafter, scheduler, verify
-        self.limits, self.eos_token_ids, self.device = limits, tuple(eos_token_ids), device
+        self.limits, self.eos_token_ids = limits, tuple(eos_token_ids)
+        self.device = None if device is None or torch.device(device).type == "cpu" else device  # None: nothing to copy
         self.grammars = grammars
         self.stats, self.canary = EngineStats(draft_quantization=drafter.quantization), Canary(drafter.suspects)
         self.policy = TimedPolicy(scheduler.policy)

@@ -167,7 +167,7 @@ def engine_config(base: EngineConfig, options: dict[str, Any]) -> EngineConfig:
         if name not in known:
             raise UserError(f"There is no option {name!r}; the engine's options are {', '.join(known)}.")
     config = replace(base, **options)
-    for name in ("draft_model", "draft_quantization"):
+    for name in ("draft_model", "draft_quantization", "draft_window"):
         if options.get(name) is not None and "mtp" not in config.drafter.split(","):
             raise UserError(f"{name} belongs to drafter mtp, and drafter {config.drafter} would not look at it.")
     return config

@@ -46,8 +46,9 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 class Drawn:
     """Queries, and a pool whose blocks are scattered; keys, shared parts and values lie side by side in a slot."""
 
-    def __init__(self, sizes: Sizes, first: int) -> None:
+    def __init__(self, sizes: Sizes, first: int, window: int) -> None:
         s = self.sizes = sizes
+        self.window = window
         needs = [-(-(context + count) // BLOCK) for context, count in zip(CONTEXTS, COUNTS, strict=True)]
         blocks = torch.randperm(sum(needs), generator=torch.Generator().manual_seed(1)).tolist()
         self.tables = [[blocks.pop() for _ in range(need)] for need in needs]
@@ -69,16 +70,21 @@ class Drawn:
         places = [CONTEXTS[r] + start for r, start, _ in pieces]
         numbers = tables_of(starts, places, [self.firsts[r] for r, *_ in pieces], [self.tables[r] for r, *_ in pieces])
         where = Tables.of(torch.tensor(numbers), starts, places)
-        return attend_heads(rows, self.kept, where, BLOCK, 0.3)
+        return attend_heads(rows, self.kept, where, BLOCK, 0.3, self.window)
 
     def truth(self, r: int) -> Tensor:
-        count, length = COUNTS[r], CONTEXTS[r] + COUNTS[r]
+        return torch.cat([self.truth_of(r, row) for row in range(COUNTS[r])])
+
+    def truth_of(self, r: int, row: int) -> Tensor:
+        place = CONTEXTS[r] + row
+        first = max(self.firsts[r], place + 1 - self.window) if self.window else self.firsts[r]
+        length = place + 1
         slots = torch.tensor([self.tables[r][p // BLOCK] * BLOCK + p % BLOCK for p in range(length)])
         keys, shared, values = self.kept
         if self.sizes.rest:
             keys = torch.cat((keys, shared[:, None].expand(-1, keys.shape[1], -1)), dim=-1)
-        sight = reference.Sight(count, length, CONTEXTS[r], self.firsts[r], self.q.device)
-        q = self.q[sum(COUNTS[:r]) :][:count].float()
+        sight = reference.Sight(1, length, place, first, self.q.device)
+        q = self.q[sum(COUNTS[:r]) + row][None].float()
         return reference.attend_rows(q, [keys[slots].float()], [values[slots].float()], sight, 0.3)
 
 
@@ -92,13 +98,13 @@ def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @compiled
-@pytest.mark.parametrize("first", [0, 2, 9])
+@pytest.mark.parametrize(("first", "window"), [(0, 0), (2, 0), (9, 0), (0, 1), (0, 7), (2, 20), (9, 33)])
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES.keys())
 @torch.inference_mode()
 def test_it_equals_the_reference_and_a_row_is_its_own(
-    sizes: Sizes, first: int, threads: int, monkeypatch: pytest.MonkeyPatch
+    sizes: Sizes, first: int, window: int, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drawn = Drawn(sizes, first)
+    drawn = Drawn(sizes, first, window)
     assert attends_heads(drawn.q, drawn.kept)
     whole = drawn.attended([(r, 0, count) for r, count in enumerate(COUNTS)]).split(COUNTS)
     monkeypatch.setattr(kernel, "SHARED_AT_LEAST", 1 << 60)

@@ -120,6 +120,7 @@ modes: list[dict[str, Any]] = [
     {},
     {"draft_quantization": "none"},
     {"mtp_modules": 1},
+    {"draft_window": 11},
     {"max_num_batched_tokens": 9},
     {"num_blocks": 13, "max_model_len": 80},  # too few for everyone: preemptions
     {"enable_prefix_caching": False},

@@ -69,5 +69,6 @@ def _config(shared: dict[str, Any], own: dict[str, Any]) -> EngineConfig:
     the engine's own choice."""
     shared = {k: v for k, v in shared.items() if k != "num_speculative_tokens"}
     if "mtp" not in own["drafter"].split(","):
-        shared = {k: v for k, v in shared.items() if k not in ("draft_model", "draft_quantization", "mtp_modules")}
+        modules = ("draft_model", "draft_quantization", "draft_window", "mtp_modules")
+        shared = {k: v for k, v in shared.items() if k not in modules}
     return engine_config(EngineConfig(), shared | own)

@@ -58,9 +58,10 @@ class PagedAttend:
 
     absorbed = True
 
-    def __init__(self, pool: Pool, batch: ForwardBatch, wanted: Wanted | None = None) -> None:
-        """wanted: compiled layers may leave out the outputs of all others."""
-        self.pool, self.batch, self.wanted = pool, batch, wanted
+    def __init__(self, pool: Pool, batch: ForwardBatch, wanted: Wanted | None = None, window: int = 0) -> None:
+        """wanted: compiled layers may leave out the outputs of all others. window: how many places a row sees at most,
+        its own included; 0: all. It is for drafts only, and for compiled layers: others see all."""
+        self.pool, self.batch, self.wanted, self.window = pool, batch, wanted, window
         self._tables: latent.Tables | None = None
         self._all_layers: mla.Pass | None = None
 
@@ -95,11 +96,12 @@ class PagedAttend:
     def all_layers(self) -> mla.Pass:
         if self._all_layers is None:
             chosen = () if self.wanted is None else self._only(self.wanted)
-            self._all_layers = mla.Pass(self.batch.slots, self.tables, self.pool.block_size, self.pool.rooms, *chosen)
+            sizes = self.pool.block_size, self.pool.rooms, self.window
+            self._all_layers = mla.Pass(self.batch.slots, self.tables, *sizes, *chosen)
         return self._all_layers
 
     def _only(self, wanted: Wanted) -> tuple[mla.Pass, Tensor]:
-        return PagedAttend(self.pool, wanted.batch).all_layers, wanted.rows
+        return PagedAttend(self.pool, wanted.batch, None, self.window).all_layers, wanted.rows
 
     @property
     def tables(self) -> latent.Tables:

@@ -73,6 +73,14 @@ DraftModel = Annotated[
         show_default="the model's own",
     ),
 ]
+DraftWindow = Annotated[
+    int | None,
+    _engine(
+        "Tokens that a token sees at most when MTP modules draft; 0: all (mtp).",
+        show_default="256 beside at most 16 layers, else all",
+        min=0,
+    ),
+]
 NgramMin = Annotated[int | None, _engine("Shortest n-gram looked up (ngram).", show_default="2")]
 NgramMax = Annotated[int | None, _engine("Longest n-gram looked up (ngram).", show_default="4")]
 SpeculativeConfig = Annotated[
@@ -116,6 +124,7 @@ class Modules:
     mtp_modules: MtpModules = None
     draft_model: DraftModel = None
     draft_quantization: DraftQuantization = None
+    draft_window: DraftWindow = None
 
 
 @dataclass(frozen=True)

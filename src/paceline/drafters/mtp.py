@@ -48,6 +48,7 @@ from paceline.speculative_config import AUTO
 # deep, it begins with what has waited when somebody does. Of late: each step counts so much, so a trial is too short.
 _FOLLOWED, _LATE = 0.25, 1 / 16
 _FEW, _ASLEEP = 8, 32  # steps in which fewer than one in so many drafted, after which nothing is followed any more
+_AT_ONCE = 4 * LONG  # rows, of all modules, whose outputs are one tensor as long as somebody keeps one of them
 _RECENT = 16  # steps whose features are kept even so: with none before them, first drafts are right half as often
 
 
@@ -64,12 +65,13 @@ class MTPDrafter:
         source: str,
         prefix_caching: bool = True,
         adaptive: bool = False,
+        window: int = 0,
     ) -> None:
         """source: where the modules come from, for the user to look at when they guess wrong. prefix_caching: whether
         blocks may be found again, so that what goes on behind them is kept. adaptive: whether it turns out how many
-        drafts are wanted."""
+        drafts are wanted. window: slots that a row sees at most where modules are compiled; 0: all."""
         self.mtp, self.pool, self.sampler, self.prefix_caching = mtp, pool, sampler, prefix_caching
-        self.pools = (pool,)
+        self.pools, self.window = (pool,), window
         self.suspects = (
             f"the MTP modules of {source}: eh_proj with its halves in the other order, a missing or foreign embedding, "
             "FP8 scales that were not applied, or modules of another model."
@@ -77,7 +79,7 @@ class MTPDrafter:
         self.max_tokens, self.quantization = MAX_SPECULATIVE_TOKENS, mtp.quantization
         self.modules = [cast(MTPDepth, depth) for depth in mtp.depths]
         chained = [module.chained(pool.memory[module.index]) for module in self.modules] if pool.spec.shared else [None]
-        self.chain = pack_chain(chained, pool.block_size)
+        self.chain = pack_chain(chained, pool.block_size, window)
         depths, hidden = len(self.modules), self.modules[0].norm.weight.shape[0]
         # Outputs of depth 0..D-1 (0: the target) at the last slot of each block; and whether module d = 1..D read that
         # slot: then its `Track.firsts`.
@@ -91,8 +93,7 @@ class MTPDrafter:
 
     @classmethod
     def build(cls, config: EngineConfig, target_runner: Any) -> MTPDrafter:
-        """Raises `UserError` when checkpoint or draft model has no MTP modules, fewer than asked for, or lacks their
-        tensors."""
+        """Raises `UserError` when checkpoint or draft model has no MTP modules, too few, or lacks their tensors."""
         wanted = config.mtp_modules or config.most_speculative_tokens or 1
         mtp = target_runner.load_mtp(wanted, config.draft_model, config.draft_quantization)
         available = len(mtp.depths)
@@ -103,7 +104,8 @@ class MTPDrafter:
         sampler = Sampler(target_runner.model.config.eos_token_ids)
         source = config.draft_model or str(target_runner.path)
         adaptive = config.num_speculative_tokens == AUTO
-        return cls(mtp, pool, sampler, source, config.enable_prefix_caching, adaptive)
+        window = config.window_of(target_runner.model.config.num_hidden_layers)
+        return cls(mtp, pool, sampler, source, config.enable_prefix_caching, adaptive, window)
 
     # -- what the target read
 
@@ -272,7 +274,7 @@ class MTPDrafter:
             return False
         asked = [as_asked(track) for track in tracks]
         counts = [a.counts for a in asked]
-        if sum(map(sum, counts)) > LONG or not all(some[0] > 0 for some in counts):
+        if sum(map(sum, counts)) > _AT_ONCE or not all(some[0] > 0 for some in counts):
             return False
         passes = [
             (track, d, 1 if track.silent and d + 1 == len(some) else some[d])
@@ -348,7 +350,7 @@ class MTPDrafter:
         wanted of each request, the last ones; None: all."""
         batch = make_batch(rows, self.pool.block_size, first=d, take=take, device=features.device)
         wanted = None if counts is None else Wanted.of(rows, counts, self.pool.block_size, d, features.device)
-        attend = PagedAttend(self.pool, batch, wanted)
+        attend = PagedAttend(self.pool, batch, wanted, self.window)
         out: Tensor = self.modules[d - 1](batch.tokens, batch.positions, attend, features)
         if wanted is not None and out.shape[0] > wanted.rows.shape[0]:
             out = out.index_select(0, wanted.rows)

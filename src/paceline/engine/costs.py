@@ -19,7 +19,8 @@ from paceline.machine import processor_name
 from paceline.spec.cost import CostTable
 
 # What of an engine's configuration a step's time depends on.
-_OPTIONS = ("drafter", "mtp_modules", "draft_model", "draft_quantization", "ngram_max", "max_num_seqs", "block_size")
+_MODULES = ("mtp_modules", "draft_model", "draft_quantization", "draft_window")
+_OPTIONS = ("drafter", *_MODULES, "ngram_max", "max_num_seqs", "block_size")
 
 
 def step_costs(

@@ -18,11 +18,11 @@ typedef struct {
     long codes;
 } Depth;
 
-/* hashes [vocab]: of the token ids; block_size slots in a block. */
+/* hashes [vocab]: of the token ids; block_size slots in a block; window: as attend_heads takes it. */
 typedef struct {
     const Depth *depths;
     const int32_t *hashes;
-    long count, hidden, vocab, block_size;
+    long count, hidden, vocab, block_size, window;
 } Chain;
 
 /* One request: `length` committed tokens, those from place `known` on at tokens + token; its blocks at blocks + table.
@@ -106,7 +106,7 @@ static void lay_wanted(const Chain *m, const Work *w, long t, long left, int64_t
         longest = end > longest ? end : longest;
     }
     *pass = (Pass){.numbers = numbers, .rows = rows, .requests = left, .block_size = m->block_size,
-                   .longest = longest, .tile = rows >= MANY_ROWS * left ? MANY_ROWS : FEW_ROWS, .scratch = pass->scratch};
+                   .longest = longest, .window = m->window, .tile = rows >= MANY_ROWS * left ? MANY_ROWS : FEW_ROWS, .scratch = pass->scratch};
 }
 
 /* The pass of draft number t. */

@@ -69,18 +69,18 @@ class _Chain(ctypes.Structure):
     _fields_ = (
         ("depths", _POINTER),
         ("hashes", _POINTER),
-        *((name, _LONG) for name in ("count", "hidden", "vocab", "block_size")),
+        *((name, _LONG) for name in ("count", "hidden", "vocab", "block_size", "window")),
     )
 
 
 class Chain:
     """Drafts, each from its module's last output; beyond the last module from that one's own."""
 
-    def __init__(self, depths: Sequence[Depth], block_size: int) -> None:
+    def __init__(self, depths: Sequence[Depth], block_size: int, window: int) -> None:
         self.depths, layers = depths, [depth.module.layer for depth in depths]
         self.hidden, self.vocab = layers[0].hidden, BLOCK * depths[0].head.shape[0]
         self.structs = (_Depth * len(depths))(*(_struct(depth) for depth in depths))
-        sizes = (self.hidden, self.vocab, block_size)
+        sizes = (self.hidden, self.vocab, block_size, window)
         self.hashes = token_hashes(self.vocab, torch.device("cpu"))
         self.struct = _Chain(ctypes.addressof(self.structs), self.hashes.data_ptr(), len(depths), *sizes)
         self.where = ctypes.addressof(self.struct)
@@ -131,7 +131,7 @@ def _numbers(asked: Sequence[Asked]) -> tuple[array[int], tuple[int, int, int, i
     return numbers, (0, 7 * len(asked), len(about), len(numbers) - len(blocks))
 
 
-def pack_chain(depths: Sequence[Depth | None], block_size: int) -> Chain | None:
-    """None where one of them has not all its parts compiled."""
+def pack_chain(depths: Sequence[Depth | None], block_size: int, window: int) -> Chain | None:
+    """window: how many slots a row sees at most, 0: all. None where one of them has not all its parts compiled."""
     whole = [depth for depth in depths if depth is not None]
-    return Chain(whole, block_size) if len(whole) == len(depths) else None
+    return Chain(whole, block_size, window) if len(whole) == len(depths) else None

@@ -16,7 +16,7 @@ typedef struct {
     const bf16 *q, *keys, *shared, *values;
     bf16 *out;
     const int64_t *starts, *context, *first, *tables, *blocks;
-    long requests, heads, kv_heads, q_stride, own, rest, v_dim, k_stride, v_stride, block_size, longest;
+    long requests, heads, kv_heads, q_stride, own, rest, v_dim, k_stride, v_stride, block_size, longest, window;
     float scale;
 } Pass;
 
@@ -72,9 +72,15 @@ INLINE void all_scores(const Pass *m, long count, const bf16 *const *q, long hea
         }
 }
 
-/* In place, scores [length] to weights in bf16, of which the first `seen` count. Returns 1 / their sum. */
-INLINE float softmax(float *scores, long seen, long length, float scale) {
-    for (long i = seen; i < length; i++) scores[i] = -INFINITY;
+/* What a query sees of the places that a tile reads. */
+typedef struct {
+    long begin, end;
+} Sight;
+
+/* In place, scores [length] to weights in bf16, of which those that are seen count. Returns 1 / their sum. */
+INLINE float softmax(float *scores, Sight seen, long length, float scale) {
+    for (long i = 0; i < seen.begin; i++) scores[i] = -INFINITY;
+    for (long i = seen.end; i < length; i++) scores[i] = -INFINITY;
     lanes most = at(scores), sum = {0};
     for (long i = LANES; i < length; i += LANES) most = larger(at(scores + i), most);
     float x[LANES];
@@ -129,7 +135,7 @@ INLINE void mix(const int queries, const int columns, const bf16 *values, const 
 }
 
 /* At most MIXED queries of one key head, from their scores on. */
-static void mix_some(const Pass *m, long count, bf16 *const *out, long offset, const long *seen, long length,
+static void mix_some(const Pass *m, long count, bf16 *const *out, long offset, const Sight *seen, long length,
                      const bf16 *values, const int64_t *places, float *weights, long room) {
     float shares[MIXED];
     bf16 *to[MIXED];
@@ -149,11 +155,11 @@ static void mix_some(const Pass *m, long count, bf16 *const *out, long offset, c
     }
 }
 
-/* `count` queries of each of some key heads from `head` on, q and out those of the first; the first `seen[i]` of the
- * places are what query i sees. fresh: nobody has read these places yet. */
-static void attend_queries(const Pass *m, long count, const bf16 *const *q, bf16 *const *out, const long *seen, long head,
+/* `count` queries of each of some key heads from `head` on, q and out those of the first; seen[i] of the places are what
+ * query i sees. fresh: nobody has read these places yet. */
+static void attend_queries(const Pass *m, long count, const bf16 *const *q, bf16 *const *out, const Sight *seen, long head,
                            long heads, const Places *at, float *weights, int fresh) {
-    long length = (seen[count - 1] + PLACES - 1) / PLACES * PLACES, room = m->longest + PLACES;
+    long length = (seen[count - 1].end + PLACES - 1) / PLACES * PLACES, room = m->longest + PLACES;
     if (m->own == 2 * STEP && m->rest == 2 * STEP)
         all_scores(m, count, q, head, heads, at, length, weights, room, 2, 2, fresh);
     else if (m->own == 4 * STEP && m->rest == 0)
@@ -180,22 +186,30 @@ static void find_places(const Pass *m, long request, long begin, long end, const
     for (int i = 0; i < AHEAD + PLACES; i++) at->keys[n + i] = at->keys[n - 1], at->values[n + i] = at->values[n - 1];
 }
 
+/* The first place that a row at `place` sees, which is none below `first`. */
+static long sight_of(const Pass *m, long first, long place) {
+    long begin = first < place ? first : place;
+    return m->window && place + 1 - m->window > begin ? place + 1 - m->window : begin;
+}
+
 /* The queries of some key heads of the rows row .. row + rows - 1 of a request; below `first` there is one row, which
- * sees itself. */
+ * sees itself. What is read begins whole vectors behind `first`, so that a place is summed up in the same lane and pair
+ * whichever rows are read for. */
 static void attend_rows(const Pass *m, long request, long row, long rows, long head, long heads, const Places *at,
                         float *weights) {
-    long end = m->context[request] + row + 1, first = m->first[request], begin = first < end ? first : end - 1;
+    long end = m->context[request] + row + 1, first = m->first[request], begin = sight_of(m, first, end - 1);
+    if (begin > first) begin -= (begin - first) % PLACES;
     long start = m->starts[request] + row, group = m->heads / m->kv_heads, k_dim = m->own + m->rest;
     find_places(m, request, begin, end + rows - 1, at);
     for (long i = 0, count; i < rows * group; i += count) {
         const bf16 *q[QUERIES];
         bf16 *out[QUERIES];
-        long seen[QUERIES];
+        Sight seen[QUERIES];
         for (count = 0; count < QUERIES && i + count < rows * group; count++) {
             long r = (i + count) / group, query = head * group + (i + count) % group;
             q[count] = m->q + (start + r) * m->q_stride + query * k_dim;
             out[count] = m->out + ((start + r) * m->heads + query) * m->v_dim;
-            seen[count] = end + r - begin;
+            seen[count] = (Sight){sight_of(m, first, end + r - 1) - begin, end + r - begin};
         }
         attend_queries(m, count, q, out, seen, head, heads, at, weights, i == 0);
     }
@@ -236,17 +250,18 @@ static long heads_together(const Pass *m, long tile, int threads) {
  * numbers: starts [requests + 1], context, first, tables [requests] and blocks, one behind the other. Request r owns the
  * rows starts[r] .. starts[r + 1], which lie at the places from context[r] on; place p is in slot blocks[tables[r] + p /
  * block_size] * block_size + p % block_size. A row sees the places first[r] .. its own (itself at least); `longest`: the
- * most that any may see. tile: rows of a request that are read for together. scratch: for each thread 4 * (longest + 32)
+ * most that any may see. window: how many places before its own, it included, a row sees at most; 0: all. tile: rows of a
+ * request that are read for together. scratch: for each thread 4 * (longest + 32)
  * + 16 * (longest + 16) floats. */
 HIDDEN void attend_part(const bf16 *q, const bf16 *keys, const bf16 *shared, const bf16 *values, bf16 *out,
                         const int64_t *numbers, float *scratch, long requests, long heads, long kv_heads, long q_stride,
                         long own, long rest, long v_dim, long k_stride, long v_stride, long block_size, long longest,
-                        float scale, long tile, const Team *team) {
+                        long window, float scale, long tile, const Team *team) {
     const int64_t *context = numbers + requests + 1, *first = context + requests, *tables = first + requests;
     const Pass pass = {q,        keys,   shared,            values,   out,   numbers,  context,
                        first,    tables, tables + requests, requests, heads, kv_heads, q_stride,
                        own,      rest,   v_dim,             k_stride, v_stride, block_size, longest,
-                       scale};
+                       window,   scale};
     long room = 4 * (longest + AHEAD + PLACES) + QUERIES * (longest + PLACES);
     const long together = heads_together(&pass, tile, team->parts);
     attend_tiles(&pass, &team->meeting->next, tile, together, scratch + team->part * room);
@@ -255,7 +270,7 @@ HIDDEN void attend_part(const bf16 *q, const bf16 *keys, const bf16 *shared, con
 void attend_heads(const bf16 *q, const bf16 *keys, const bf16 *shared, const bf16 *values, bf16 *out,
                   const int64_t *numbers, float *scratch, long requests, long heads, long kv_heads, long q_stride,
                   long own, long rest, long v_dim, long k_stride, long v_stride, long block_size, long longest,
-                  float scale, long tile, int threads) {
+                  long window, float scale, long tile, int threads) {
     TOGETHER(threads, attend_part(q, keys, shared, values, out, numbers, scratch, requests, heads, kv_heads, q_stride, own,
-                                  rest, v_dim, k_stride, v_stride, block_size, longest, scale, tile, team));
+                                  rest, v_dim, k_stride, v_stride, block_size, longest, window, scale, tile, team));
 }

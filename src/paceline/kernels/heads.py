@@ -23,7 +23,7 @@ class Kept(NamedTuple):
     values: Tensor
 
 
-def attend_heads(q: Tensor, kept: Kept, tables: Tables, block_size: int, scale: float) -> Tensor:
+def attend_heads(q: Tensor, kept: Kept, tables: Tables, block_size: int, scale: float, window: int = 0) -> Tensor:
     """Attention of all requests: q [T, H, own + rest] to [T, H, v_dim]. Row by row what `reference.attend_rows` says
     for a chain, on as many threads as torch has."""
     (rows, heads, _), (_, kv_heads, own), v_dim = q.shape, kept.keys.shape, kept.values.shape[2]
@@ -41,7 +41,7 @@ def attend_heads(q: Tensor, kept: Kept, tables: Tables, block_size: int, scale: 
     strides = (kept.keys.stride(0), kept.values.stride(0))
     native.call(
         "attend_heads", *(x.data_ptr() for x in pointers), len(tables.context), heads, kv_heads, q.stride(0), own,
-        kept.shared.shape[1], v_dim, *strides, block_size, tables.longest, scale, tile, threads,
+        kept.shared.shape[1], v_dim, *strides, block_size, tables.longest, window, scale, tile, threads,
     )  # fmt: skip
     return out
 

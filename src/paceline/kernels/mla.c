@@ -80,7 +80,7 @@ HIDDEN void mla_part(const HalfLayer *m, const Pass *pass, bf16 *pool, const bf1
     meet(team);
     attend_part(q, pool, pool + keys, pool + keys + m->rope, mixed, wanted->numbers, wanted->scratch, wanted->requests,
                 m->heads, m->heads, q_stride, m->nope, m->rope, m->v, kept, kept, wanted->block_size, wanted->longest,
-                m->scale, wanted->tile, team);
+                wanted->window, m->scale, wanted->tile, team);
     meet(team);
     linear_part(&out, team);
     meet(team);

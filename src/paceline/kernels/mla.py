@@ -19,7 +19,7 @@ class _Pass(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("slots", "numbers", "scratch", "wanted", "index")),
-        *((name, ctypes.c_long) for name in ("rows", "requests", "block_size", "longest", "tile")),
+        *((name, ctypes.c_long) for name in ("rows", "requests", "block_size", "longest", "window", "tile")),
         ("threads", ctypes.c_int),
     )
 
@@ -27,7 +27,8 @@ class _Pass(ctypes.Structure):
 class Pass:
     """What all layers of a pass share: the slots [T] of its rows, and where what they attend to is.
 
-    rooms: for its layers to work in, one after the other. wanted: the pass over the rows of which there are outputs, if
+    rooms: for its layers to work in, one after the other. window: places that a row sees at most, its own included; 0:
+    all. wanted: the pass over the rows of which there are outputs, if
     not of all, and index [.. < T]: which they are. Of the others only keys and values are kept."""
 
     def __init__(
@@ -36,6 +37,7 @@ class Pass:
         tables: latent.Tables,
         block_size: int,
         rooms: Rooms,
+        window: int = 0,
         wanted: Pass | None = None,
         index: Tensor | None = None,
     ) -> None:
@@ -46,7 +48,7 @@ class Pass:
         self.outputs: int = rows if wanted is None else wanted.outputs
         chosen = (None, None) if wanted is None or index is None else (wanted.where, index.data_ptr())
         pointers = slots.data_ptr(), tables.numbers.data_ptr(), scratch, *chosen
-        sizes = rows, len(tables.context), block_size, tables.longest, tile
+        sizes = rows, len(tables.context), block_size, tables.longest, window, tile
         self._struct = _Pass(*pointers, *sizes, threads)
         self.where: int = ctypes.addressof(self._struct)
 

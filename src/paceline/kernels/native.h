@@ -17,7 +17,7 @@ HIDDEN void linear_part(const Product *p, const Team *team);
 HIDDEN void attend_part(const bf16 *q, const bf16 *keys, const bf16 *shared, const bf16 *values, bf16 *out,
                         const int64_t *numbers, float *scratch, long requests, long heads, long kv_heads, long q_stride,
                         long own, long rest, long v_dim, long k_stride, long v_stride, long block_size, long longest,
-                        float scale, long tile, const Team *team);
+                        long window, float scale, long tile, const Team *team);
 HIDDEN void best_rows(const bf16 *all, int64_t *best, float *rated, Rows rows, long n);
 HIDDEN void choose_rows(const bf16 *logits, const uint64_t *places, const float *heats, const int32_t *hashes,
                         int64_t *chosen, float *rated, Rows rows, long n);
@@ -44,7 +44,7 @@ typedef struct Pass {
     float *scratch;
     const struct Pass *wanted;
     const int64_t *index;
-    long rows, requests, block_size, longest, tile;
+    long rows, requests, block_size, longest, window, tile;
     int threads;
 } Pass;
 /* The pass over those rows. */

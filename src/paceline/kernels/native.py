@@ -41,7 +41,7 @@ SIGNATURES = {
     "route": [_POINTER] * 4 + [_LONG] * 4 + [ctypes.c_int, _FLOAT, ctypes.c_int],
     "gated": [_POINTER] * 3 + [_LONG] * 4 + [ctypes.c_int],
     "attend_latent": [_POINTER] * 9 + [_LONG] * 7 + [_FLOAT, _LONG, ctypes.c_int],
-    "attend_heads": [_POINTER] * 7 + [_LONG] * 11 + [_FLOAT, _LONG, ctypes.c_int],
+    "attend_heads": [_POINTER] * 7 + [_LONG] * 12 + [_FLOAT, _LONG, ctypes.c_int],
     "packed_linear": [_POINTER] * 4 + [_LONG] * 3 + [ctypes.c_int] * 2,
     "gated_experts": [_POINTER] * 8 + [_LONG] * 5 + [ctypes.c_int] * 2,
     "mla": [_POINTER] * 9,

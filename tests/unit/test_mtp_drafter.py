@@ -336,3 +336,21 @@ def test_a_missing_module_is_named(tmp_path: Path) -> None:
     bare = Loaded.from_dir(write_tiny(tmp_path / "bare", num_nextn_predict_layers=0))
     with pytest.raises(UserError, match="MTP"):
         bare.engine(BASE)
+
+
+def test_modules_beside_few_layers_look_back_less(loaded: Loaded) -> None:
+    """Unless the user says how far; and what they see is a matter of drafts, not of the text."""
+    config = replace(BASE, num_speculative_tokens=2)
+    assert (config.window_of(16), config.window_of(17)) == (256, 0)
+    assert (replace(config, draft_window=0).window_of(2), replace(config, draft_window=9).window_of(99)) == (0, 9)
+    with pytest.raises(UserError, match="draft_window must be 0"):
+        replace(config, draft_window=-1)
+    texts, taken = [], []
+    for window in (0, 4):
+        engine = loaded.engine(replace(config, draft_window=window))
+        (request,) = engine.add_request("a", list(range(10, 40)), SamplingParams(max_tokens=30, ignore_eos=True))
+        while engine.has_unfinished:
+            engine.step()
+        texts.append(request.tokens)
+        taken.append(request.stats.verifications)
+    assert texts[0] == texts[1] and all(taken)

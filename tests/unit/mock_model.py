@@ -129,8 +129,8 @@ class MockDrafter:
         self.known: dict[int, tuple[Request, int]] = {}  # row -> request, count of tokens observed
 
     def observe(self, seen: Seen) -> None:
-        assert [len(piece) for piece in seen.hidden] == seen.count
-        states = iter(torch.cat(seen.hidden).flatten().tolist())
+        assert [len(piece) for piece in seen.states] == seen.count
+        states = iter(torch.cat(seen.states).flatten().tolist())
         seen_rows = zip(seen.requests, seen.rows, seen.blocks, seen.first, seen.count, strict=True)
         for request, row, blocks, first, count in seen_rows:
             known = self.known.get(row)

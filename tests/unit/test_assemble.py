@@ -72,7 +72,7 @@ def test_a_tree_has_depths_masks_and_slots_to_move() -> None:
     ready.tokens += [2, 3]  # cut before the bonus token
     ready.cached, reading.cached = 2, 2
     told = seen(plan, batch, torch.arange(6)[:, None], verdict)
-    assert torch.cat(told.hidden).flatten().tolist() == [0, 2, 4, 5]
+    assert torch.cat(told.states).flatten().tolist() == [0, 2, 4, 5]
     assert (told.first, told.count, told.rows) == ([0, 0], [2, 2], [0, 1])
 
 
@@ -82,7 +82,7 @@ def test_accepted_parts_of_chains_are_seen() -> None:
     batch = assemble(plan, Proposal([[1, 5, 5], [2, 6, 6]]), 4)
     first.cached, second.cached = 3, 1
     told = seen(plan, batch, torch.arange(6)[:, None], Verdict([[0, 1, 2], [0]], [[5, 5, 5], [7]]))
-    assert torch.cat(told.hidden).flatten().tolist() == [0, 1, 2, 3]
+    assert torch.cat(told.states).flatten().tolist() == [0, 1, 2, 3]
 
 
 def test_a_cut_leaves_the_first_drafts() -> None:

@@ -324,7 +324,7 @@ def test_wrong_features_would_be_noticed(loaded: Loaded) -> None:
     """The comparison above can fail: with the target's states shifted by one place it does."""
     engine = loaded.engine(BASE)
     observe = engine.drafter.observe
-    engine.drafter.observe = lambda seen: observe(replace(seen, hidden=[piece.roll(1, 1) for piece in seen.hidden]))  # type: ignore[method-assign]
+    engine.drafter.observe = lambda seen: observe(replace(seen, hidden=seen.hidden.roll(1, 0)))  # type: ignore[method-assign]
     (request,) = engine.add_request("a", list(range(10, 40)), SamplingParams(max_tokens=8, ignore_eos=True))
     for _ in range(2):
         engine.step()

@@ -24,7 +24,8 @@ class Seen:
     """What the target read in one step, committed tokens only.
 
     Request r read the tokens at logical places first[r] .. first[r] + count[r] - 1 (its accepted path, or a prompt
-    chunk); hidden[r] [count[r], H] are the target's states after its final norm there, a view of the whole pass's.
+    chunk); the rows at[r] .. at[r] + count[r] - 1 of `hidden` [.., H], in order of r, are the target's states after its
+    final norm there.
     `requests[r].tokens` already holds the committed token that follows each of them, unless the request ended earlier.
     rows, blocks: each request's row and block table as they were in the pass; a request that ended has given them back
     by now, but its full blocks live on in the prefix cache, and what a drafter keeps for them must be finished.
@@ -35,7 +36,18 @@ class Seen:
     blocks: list[list[int]]
     first: list[int]
     count: list[int]
-    hidden: list[Tensor]
+    at: list[int]
+    hidden: Tensor
+
+    @property
+    def states(self) -> list[Tensor]:
+        """Of each request, views. Nobody makes them for a drafter that does not look."""
+        sizes, end = [], 0
+        for at, count in zip(self.at, self.count, strict=True):
+            sizes += [at - end, count]
+            end = at + count
+        sizes.append(self.hidden.shape[0] - end)
+        return list(self.hidden.split_with_sizes(sizes)[1::2])
 
     def of_those_still_there(self) -> Seen:
         """Without requests that ended, left or were preempted since: their block tables are no longer these."""
@@ -48,7 +60,8 @@ class Seen:
             blocks=[self.blocks[r] for r in there],
             first=[self.first[r] for r in there],
             count=[self.count[r] for r in there],
-            hidden=[self.hidden[r] for r in there],
+            at=[self.at[r] for r in there],
+            hidden=self.hidden,
         )
 
 

@@ -116,27 +116,26 @@ class MTPDrafter:
                 self.recent.clear()
             self.recent.append(seen)
             return
+        states = seen.states
         for request, row, first, features, blocks in zip(
-            seen.requests, seen.rows, seen.first, seen.hidden, seen.blocks, strict=True
+            seen.requests, seen.rows, seen.first, states, seen.blocks, strict=True
         ):
             track = self.tracks.get(row)
             if track is None:
                 track = self.tracks[row] = self.begin(request, blocks, first)
             track.strands[0].wait(features.clone() if long and features.shape[0] <= WINDOW else features)
         if self.prefix_caching:
-            self.mark(seen)
+            self.mark(seen, states)
 
-    def mark(self, seen: Seen) -> None:
+    def mark(self, seen: Seen, states: list[Tensor]) -> None:
         """What the target made of the last slots of blocks, beside the blocks."""
         size, last, ended = self.pool.block_size, [], []
-        for row, first, count, blocks, features in zip(
-            seen.rows, seen.first, seen.count, seen.blocks, seen.hidden, strict=True
-        ):
+        for r, (first, count) in enumerate(zip(seen.first, seen.count, strict=True)):
             for index in range(first // size, (first + count) // size):
-                last.append(features[(index + 1) * size - 1 - first])
-                ended.append(blocks[index])
+                last.append(states[r][(index + 1) * size - 1 - first])
+                ended.append(seen.blocks[r][index])
             if (first + count - 1) // size > (first - 1) // size:
-                self.claim(self.tracks[row], first, first + count)
+                self.claim(self.tracks[seen.rows[r]], first, first + count)
         if last:
             self.kept[0, ended] = torch.stack(last)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
+from typing import Any
 
 from paceline.drafters.base import Deeper, Drafter, Seen
 from paceline.request import Request
@@ -49,7 +50,9 @@ class SeveralDrafters:
 
 def _part(seen: Seen, chosen: list[int]) -> Seen:
     """What was seen of some of the requests."""
-    return Seen(*([getattr(seen, field.name)[r] for r in chosen] for field in fields(Seen)))
+    lists = [field.name for field in fields(Seen) if field.name != "hidden"]
+    mine: dict[str, Any] = {name: [getattr(seen, name)[r] for r in chosen] for name in lists}
+    return replace(seen, **mine)
 
 
 def _joined(requests: list[Request], parts: list[tuple[list[int], Proposal]]) -> Proposal:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import accumulate, chain
+
 import torch
 from torch import Tensor
 
@@ -51,21 +53,17 @@ def accepted_slots(batch: ForwardBatch, verdict: Verdict) -> tuple[Tensor, Tenso
 def seen(plan: Plan, batch: ForwardBatch, hidden: Tensor, verdict: Verdict) -> Seen:
     """What the target read for good, after `commit`: accepted paths as far as they were kept, and chunks of prompts."""
     counts = [request.cached - place for request, place in zip(plan.requests, batch.context, strict=True)]
-    pieces = _pieces(batch, hidden, counts)
+    at = batch.starts[:-1]
     if batch.tree is not None:
-        for r, path in enumerate(verdict.paths[: len(plan.ready)]):
-            pieces[r] = hidden[[batch.starts[r] + node for node in path[: counts[r]]]]
-    return Seen(plan.requests, plan.rows, batch.blocks, batch.context, counts, pieces)
+        rows = [_kept_rows(plan, batch, verdict, r, count) for r, count in enumerate(counts)]
+        at, hidden = list(accumulate(map(len, rows), initial=0))[:-1], hidden[[*chain.from_iterable(rows)]]
+    return Seen(plan.requests, plan.rows, batch.blocks, batch.context, counts, at, hidden)
 
 
-def _pieces(batch: ForwardBatch, hidden: Tensor, counts: list[int]) -> list[Tensor]:
-    """The first counts[r] rows of each request."""
-    if sum(counts) == batch.starts[-1]:
-        return list(hidden.split_with_sizes(counts))
-    sizes: list[int] = []
-    for start, end, count in zip(batch.starts, batch.starts[1:], counts, strict=False):
-        sizes += (count, end - start - count)
-    return list(hidden.split_with_sizes(sizes)[::2])
+def _kept_rows(plan: Plan, batch: ForwardBatch, verdict: Verdict, r: int, count: int) -> list[int]:
+    """Of a pass with trees, the rows of one request that it keeps."""
+    nodes = verdict.paths[r][:count] if r < len(plan.ready) else range(count)
+    return [batch.starts[r] + node for node in nodes]
 
 
 def offered(plan: Plan, proposal: Proposal) -> list[int]:

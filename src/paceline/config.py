@@ -159,6 +159,14 @@ class EngineConfig:
         MagicDec, Chen et al. 2024, arXiv:2408.11049.)"""
         return self.draft_window if self.draft_window is not None else DRAFT_WINDOW if layers <= FEW_LAYERS else 0
 
+    def check_window(self, compiled: bool) -> None:
+        """Raises `UserError` for a window that was asked for where modules are not compiled and would see all."""
+        if self.draft_window and not compiled:
+            raise UserError(
+                f"draft_window {self.draft_window} is for MTP modules that are one compiled call (latent attention "
+                "with few heads, in bf16 on a CPU that multiplies it); here they see all places: leave it out."
+            )
+
     @property
     def most_speculative_tokens(self) -> int:
         """Most drafts at a time."""

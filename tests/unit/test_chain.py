@@ -175,3 +175,16 @@ def test_what_nobody_hears_changes_no_draft(
             passed += track.strands[0].passed > 8
             deep += len(track.drafts) > 1
     assert passed > 10 and deep > 10
+
+
+def test_how_far_modules_look_back_is_a_matter_of_drafts_alone(loaded: Loaded) -> None:
+    texts, memories = [], []
+    for window in (0, 4):
+        engine = loaded.engine(replace(BASE, draft_window=window))
+        (request,) = engine.add_request("a", list(range(10, 40)), SamplingParams(max_tokens=30, ignore_eos=True))
+        while engine.has_unfinished:
+            engine.step()
+        texts.append(request.tokens)
+        memories.append(drafter_of(engine).pool.memory)
+    assert texts[0] == texts[1]
+    assert any(not torch.equal(one, other) for one, other in zip(*memories, strict=True)), "or this tests nothing"

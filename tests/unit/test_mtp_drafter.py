@@ -338,19 +338,15 @@ def test_a_missing_module_is_named(tmp_path: Path) -> None:
         bare.engine(BASE)
 
 
-def test_modules_beside_few_layers_look_back_less(loaded: Loaded) -> None:
-    """Unless the user says how far; and what they see is a matter of drafts, not of the text."""
-    config = replace(BASE, num_speculative_tokens=2)
-    assert (config.window_of(16), config.window_of(17)) == (256, 0)
-    assert (replace(config, draft_window=0).window_of(2), replace(config, draft_window=9).window_of(99)) == (0, 9)
+def test_modules_beside_few_layers_look_back_less() -> None:
+    """Unless the user says how far."""
+    assert (BASE.window_of(16), BASE.window_of(17)) == (256, 0)
+    assert (replace(BASE, draft_window=0).window_of(2), replace(BASE, draft_window=9).window_of(99)) == (0, 9)
     with pytest.raises(UserError, match="draft_window must be 0"):
-        replace(config, draft_window=-1)
-    texts, taken = [], []
-    for window in (0, 4):
-        engine = loaded.engine(replace(config, draft_window=window))
-        (request,) = engine.add_request("a", list(range(10, 40)), SamplingParams(max_tokens=30, ignore_eos=True))
-        while engine.has_unfinished:
-            engine.step()
-        texts.append(request.tokens)
-        taken.append(request.stats.verifications)
-    assert texts[0] == texts[1] and all(taken)
+        replace(BASE, draft_window=-1)
+
+
+def test_a_window_is_refused_where_modules_would_see_all(loaded: Loaded) -> None:
+    with pytest.raises(UserError, match="draft_window 4 is for MTP modules that are one compiled call"):
+        loaded.engine(replace(BASE, draft_window=4))
+    loaded.engine(replace(BASE, draft_window=0))

@@ -101,11 +101,12 @@ class MTPDrafter:
             raise UserError(f"mtp_modules is {config.mtp_modules}, but the model has {available}; ask for no more.")
         target = target_runner.pool
         pool = Pool(mtp.cache, target.num_blocks, target.block_size, target.k[0].dtype, target.k[0].device)
-        sampler = Sampler(target_runner.model.config.eos_token_ids)
-        source = config.draft_model or str(target_runner.path)
-        adaptive = config.num_speculative_tokens == AUTO
-        window = config.window_of(target_runner.model.config.num_hidden_layers)
-        return cls(mtp, pool, sampler, source, config.enable_prefix_caching, adaptive, window)
+        about = target_runner.model.config
+        sampler, source = Sampler(about.eos_token_ids), config.draft_model or str(target_runner.path)
+        adaptive, window = config.num_speculative_tokens == AUTO, config.window_of(about.num_hidden_layers)
+        drafter = cls(mtp, pool, sampler, source, config.enable_prefix_caching, adaptive, window)
+        config.check_window(compiled=drafter.chain is not None)
+        return drafter
 
     # -- what the target read
 

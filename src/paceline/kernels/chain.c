@@ -58,7 +58,7 @@ typedef struct {
 typedef struct {
     Pass all, wanted;
     const bf16 *carried;
-} Depths;
+} Laid;
 
 /* A request's rows in a pass of module `depth`, the places start .. end - 1, from row `to` of all on. */
 static void lay_rows(const Work *w, long r, long depth, long start, long end, long block_size, long to) {
@@ -110,7 +110,7 @@ static void lay_wanted(const Chain *m, const Work *w, long t, long left, int64_t
 }
 
 /* The pass of draft number t. */
-static void lay(const Chain *m, const Work *w, long t, long left, Depths *at) {
+static void lay(const Chain *m, const Work *w, long t, long left, Laid *at) {
     at->wanted = (Pass){.scratch = w->scratch};
     lay_wanted(m, w, t, left, w->blocks - 4 * left - 1, &at->wanted);
     at->all = at->wanted;
@@ -128,7 +128,7 @@ static void take_last(const Chain *m, const Work *w, long t, Rows mine, const bf
     }
 }
 
-static void chain_part(const Chain *m, const Work *w, Depths *at, bf16 *outputs, const Team *team) {
+static void chain_part(const Chain *m, const Work *w, Laid *at, bf16 *outputs, const Team *team) {
     for (long t = 1, left = w->asked; t <= w->requests->width; t++) {
         while (w->requests[left - 1].width < t) left--;
         const Depth *depth = m->depths + (t < m->count ? t : m->count) - 1;
@@ -162,7 +162,7 @@ void draft_chain(const Chain *m, const Asked *requests, const Way *ways, const i
     bf16 *features = (bf16 *)(places + 2 * asked), *last = features + most * m->hidden, *logits = last + asked * m->hidden;
     const Work w = {requests, ways, tokens, blocks, drafts, heats, scratch, asked, columns, columns + most,
                     columns + 2 * most, columns + 3 * most, ends, places, features, last, logits, logits + asked * m->vocab};
-    Depths at = {.carried = carried};
+    Laid at = {.carried = carried};
     TOGETHER(threads, chain_part(m, &w, &at, outputs, team));
 }
 #endif

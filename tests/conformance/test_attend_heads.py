@@ -22,6 +22,14 @@ CONTEXTS, COUNTS = [0, 5, 37], [6, 1, 11]  # of three requests
 compiled = pytest.mark.skipif(native.library() is None, reason="this machine has no C compiler, or is not Linux")
 
 
+@pytest.fixture(autouse=True, params=["AMD's", "others'"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products as they are quick on one maker's processors, or on others; both run on both."""
+    if (library := native.library()) is not None:
+        library = native.made_for(amd=request.param == "AMD's")
+    monkeypatch.setattr(native, "library", lambda: library)
+
+
 class Sizes(NamedTuple):
     heads: int
     kv_heads: int

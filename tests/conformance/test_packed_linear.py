@@ -33,15 +33,15 @@ def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @needs_bf16
-@pytest.mark.parametrize("way", ["compiled", "oneDNN"])
+@pytest.mark.parametrize("way", ["AMD's", "others'", "oneDNN"])
 @pytest.mark.parametrize(("inputs", "outputs"), SHAPES)
 @pytest.mark.parametrize("biased", [False, True])
 @torch.inference_mode()
 def test_it_equals_the_plain_product_and_a_row_is_its_own(
     inputs: int, outputs: int, biased: bool, way: str, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if way == "oneDNN":
-        monkeypatch.setattr(native, "library", lambda: None)
+    library = None if way == "oneDNN" else native.made_for(amd=way == "AMD's")
+    monkeypatch.setattr(native, "library", lambda: library)
     x, weight = draw(ROWS, inputs), draw(outputs, inputs, seed=1) / inputs**0.5
     bias = draw(outputs, seed=2) if biased else None
     packed = pack_weight(weight)

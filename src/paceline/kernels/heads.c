@@ -9,7 +9,12 @@ enum {
     PLACES = LANES, /* at a time */
     QUERIES = 16,   /* at most that read a place one after the other: of one key head, or of several as they lie */
     MIXED = 4,      /* of a key head, at most, that are mixed together */
-    AHEAD = 16      /* places between what is fetched and what is used */
+    AHEAD = 16,     /* places between what is fetched and what is used */
+#ifdef WIDE
+    SCORED = 4, SIDE = 4 /* queries and places whose scores are made together: a key and a query become factors once */
+#else
+    SCORED = 2, SIDE = 1
+#endif
 };
 
 typedef struct {
@@ -24,26 +29,37 @@ typedef struct {
     int64_t *keys, *values; /* numbers from the first slot's to each place's */
 } Places;
 
-/* queries[i] . key of 16 / count places, one query behind the other: a key is the head's own numbers, and the rest that
- * all heads share. whole, more: how many vectors of each there are, where that is known when this is compiled. */
-INLINE lanes scores_of(const Pass *m, const int count, const bf16 *const *queries, long offset, const bf16 *keys,
+/* Queries as factors: those of the key head h behind the first from at[i] + h * apart on. */
+typedef struct {
+    const number *at[QUERIES];
+    long apart;
+} Queries;
+
+/* queries . key of 16 / count places, one query behind the other, `count` of them from number i on: a key is the head's
+ * own numbers, and the rest that all heads share. whole, more: how many vectors of each there are, where that is known
+ * when this is compiled. */
+INLINE lanes scores_of(const Pass *m, const int count, const Queries *queries, long i, long head, const bf16 *keys,
                        const int64_t *places, const int whole, const int more) {
     const long own = whole < 0 ? m->own : whole * STEP, rest = more < 0 ? m->rest : more * STEP;
+    const int each = LANES / count;
+    const number *q[LANES];
     lanes sums[LANES];
-    UNROLL for (int p = 0; p < LANES / count; p++) {
-        const bf16 *key = keys + places[p], *shared = m->shared + places[p];
-        UNROLL for (int q = 0; q < count; q++) sums[q * LANES / count + p] = (lanes){0};
-        UNROLL for (long i = 0; i < own + rest; i += STEP) {
-            words numbers = load(i < own ? key + i : shared + i - own);
-            UNROLL for (int q = 0; q < count; q++)
-                sums[q * LANES / count + p] = product(sums[q * LANES / count + p], load(queries[q] + offset + i), numbers);
+    UNROLL for (int r = 0; r < count; r++) q[r] = queries->at[i + r] + head * queries->apart;
+    UNROLL for (int s = 0; s < LANES; s++) sums[s] = (lanes){0};
+    UNROLL for (int p = 0; p < each; p += SIDE) UNROLL for (long n = 0; n < own + rest; n += STEP) {
+        factor key[SIDE];
+        UNROLL for (int s = 0; s < SIDE; s++)
+            key[s] = factor_of(load((n < own ? keys + n : m->shared + n - own) + places[p + s]));
+        UNROLL for (int r = 0; r < count; r++) {
+            factor query = factor_at(q[r] + n);
+            UNROLL for (int s = 0; s < SIDE; s++) sums[r * each + p + s] = times(sums[r * each + p + s], query, key[s]);
         }
     }
     return folded(sums);
 }
 
 /* What a head will need of the places AHEAD, and of those that all heads share the first head. */
-INLINE void fetch(const Pass *m, long head, const Places *at, long p, int first) {
+__attribute__((unused)) INLINE void fetch(const Pass *m, long head, const Places *at, long p, int first) {
     for (long end = p + PLACES; p < end; p++) {
         const bf16 *key = m->keys + at->keys[p + AHEAD], *value = m->values + at->values[p + AHEAD] + head * m->v_dim;
         for (long i = 0; i < m->own; i += STEP) __builtin_prefetch(key + head * m->own + i);
@@ -52,23 +68,31 @@ INLINE void fetch(const Pass *m, long head, const Places *at, long p, int first)
     }
 }
 
+/* The scores of some queries at 16 places, `count` queries from number i on. */
+INLINE void some_scores(const Pass *m, const int count, const Queries *q, long i, long head, const bf16 *keys,
+                        const int64_t *places, float *to, long room, const int whole, const int more) {
+    const int each = LANES / count;
+    UNROLL for (int part = 0; part < PLACES; part += each) {
+        float found[LANES];
+        put(found, scores_of(m, count, q, i, head, keys, places + part, whole, more));
+        UNROLL for (int r = 0; r < count; r++) memcpy(to + (i + r) * room + part, found + r * each, each * sizeof *to);
+    }
+}
+
 /* scores: `room` floats for each of `count` queries of each head. */
-INLINE void all_scores(const Pass *m, long count, const bf16 *const *q, long head, long heads, const Places *at,
-                       long length, float *scores, long room, const int whole, const int more, int fresh) {
-    const long next_head = m->heads / m->kv_heads * (m->own + m->rest);
+INLINE void all_scores(const Pass *m, long count, const Queries *q, long head, long heads, const Places *at, long length,
+                       float *scores, long room, const int whole, const int more, int fresh) {
     for (long p = 0; p < length; p += PLACES)
         for (long h = 0; h < heads; h++) {
             const bf16 *keys = m->keys + (head + h) * m->own;
             float *to = scores + h * count * room + p;
             long i = 0;
+#ifndef WIDE /* Intel's processors find what comes next themselves, a tenth sooner */
             if (fresh) fetch(m, head + h, at, p, h == 0);
-            for (; i + 2 <= count; i += 2)
-                for (long half = 0; half < PLACES; half += PLACES / 2) {
-                    lanes found = scores_of(m, 2, q + i, h * next_head, keys, at->keys + p + half, whole, more);
-                    memcpy(to + i * room + half, &found, sizeof found / 2);
-                    memcpy(to + (i + 1) * room + half, (char *)&found + sizeof found / 2, sizeof found / 2);
-                }
-            if (i < count) put(to + i * room, scores_of(m, 1, q + i, h * next_head, keys, at->keys + p, whole, more));
+#endif
+            for (; i + SCORED <= count; i += SCORED)
+                some_scores(m, SCORED, q, i, h, keys, at->keys + p, to, room, whole, more);
+            for (; i < count; i++) some_scores(m, 1, q, i, h, keys, at->keys + p, to, room, whole, more);
         }
 }
 
@@ -77,7 +101,18 @@ typedef struct {
     long begin, end;
 } Sight;
 
-/* In place, scores [length] to weights in bf16, of which those that are seen count. Returns 1 / their sum. */
+/* Weights i .. i + 15 as `mix` reads them, over the scores; returns what counts. */
+INLINE lanes keep_weights(float *scores, long i, lanes x) {
+#ifdef WIDE
+    put(scores + i, x);
+    return x;
+#else
+    store((bf16 *)scores + i, x);
+    return (lanes)(rounded(x) << 16);
+#endif
+}
+
+/* In place, scores [length] to weights, of which those that are seen count. Returns 1 / their sum. */
 INLINE float softmax(float *scores, Sight seen, long length, float scale) {
     for (long i = 0; i < seen.begin; i++) scores[i] = -INFINITY;
     for (long i = seen.end; i < length; i++) scores[i] = -INFINITY;
@@ -90,9 +125,7 @@ INLINE float softmax(float *scores, Sight seen, long length, float scale) {
     for (long i = 0; i < length; i += LANES) {
         put(x, (at(scores + i) - most) * scale);
         for (int j = 0; j < LANES; j++) x[j] = quick_exp(x[j]);
-        words weights = rounded(at(x));
-        sum += (lanes)(weights << 16);
-        store((bf16 *)scores + i, at(x));
+        sum += keep_weights(scores, i, at(x));
     }
     put(x, sum);
     for (int width = LANES / 2; width; width /= 2)
@@ -102,6 +135,28 @@ INLINE float softmax(float *scores, Sight seen, long length, float scale) {
 
 /* out[r][0 .. 32 * columns - 1] = the places' values, from where `values` is in a slot, by the weights of query r, over
  * all places in order. weights: `room` floats a query. */
+#ifdef WIDE
+INLINE void mix(const int queries, const int columns, const bf16 *values, const int64_t *places, const float *weights,
+                long room, long length, const float *shares, bf16 *const *out) {
+    factor sums[MIXED][2];
+    UNROLL for (int r = 0; r < queries; r++) UNROLL for (int c = 0; c < columns; c++) sums[r][c] = (factor){{0}, {0}};
+    for (long p = 0; p < length; p++) {
+        factor value[2];
+        UNROLL for (int c = 0; c < columns; c++) {
+            value[c] = factor_of(load(values + places[p] + STEP * c));
+            __builtin_prefetch(values + places[AHEAD + p] + STEP * c);
+        }
+        UNROLL for (int r = 0; r < queries; r++) UNROLL for (int c = 0; c < columns; c++) {
+            sums[r][c].even += weights[r * room + p] * value[c].even;
+            sums[r][c].odd += weights[r * room + p] * value[c].odd;
+        }
+    }
+    UNROLL for (int r = 0; r < queries; r++) UNROLL for (int c = 0; c < columns; c++) {
+        words both = rounded(sums[r][c].even * shares[r]) | rounded(sums[r][c].odd * shares[r]) << 16;
+        memcpy(out[r] + STEP * c, &both, sizeof both);
+    }
+}
+#else
 INLINE void mix(const int queries, const int columns, const bf16 *values, const int64_t *places,
                 const float *weights, long room, long length, const float *shares, bf16 *const *out) {
     lanes sums[MIXED][2][2]; /* query, vector of columns, half of it */
@@ -133,6 +188,7 @@ INLINE void mix(const int queries, const int columns, const bf16 *values, const 
         store(out[r] + STEP * c + LANES, PICK(words, x, y, 8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31));
     }
 }
+#endif
 
 /* At most MIXED queries of one key head, from their scores on. */
 static void mix_some(const Pass *m, long count, bf16 *const *out, long offset, const Sight *seen, long length,
@@ -157,7 +213,7 @@ static void mix_some(const Pass *m, long count, bf16 *const *out, long offset, c
 
 /* `count` queries of each of some key heads from `head` on, q and out those of the first; seen[i] of the places are what
  * query i sees. fresh: nobody has read these places yet. */
-static void attend_queries(const Pass *m, long count, const bf16 *const *q, bf16 *const *out, const Sight *seen, long head,
+static void attend_queries(const Pass *m, long count, const Queries *q, bf16 *const *out, const Sight *seen, long head,
                            long heads, const Places *at, float *weights, int fresh) {
     long length = (seen[count - 1].end + PLACES - 1) / PLACES * PLACES, room = m->longest + PLACES;
     if (m->own == 2 * STEP && m->rest == 2 * STEP)
@@ -192,6 +248,28 @@ static long sight_of(const Pass *m, long first, long place) {
     return m->window && place + 1 - m->window > begin ? place + 1 - m->window : begin;
 }
 
+/* Of `count` queries of each of some key heads, those of the first at q. room: for their numbers, where they lie in
+ * memory as others. */
+static Queries queries_of(const Pass *m, long count, const bf16 *const *q, long heads, number *room) {
+    const long k_dim = m->own + m->rest, next_head = m->heads / m->kv_heads * k_dim;
+#ifdef WIDE
+    Queries found = {.apart = k_dim};
+    for (long i = 0; i < count; i++) {
+        found.at[i] = room;
+        for (long h = 0; h < heads; h++)
+            for (long n = 0; n < k_dim; n += STEP, room += STEP) {
+                factor x = factor_of(load(q[i] + h * next_head + n));
+                put(room, x.even), put(room + LANES, x.odd);
+            }
+    }
+#else
+    Queries found = {.apart = next_head};
+    memcpy(found.at, q, count * sizeof *q);
+    (void)heads, (void)room;
+#endif
+    return found;
+}
+
 /* The queries of some key heads of the rows row .. row + rows - 1 of a request; below `first` there is one row, which
  * sees itself. What is read begins whole vectors behind `first`, so that a place is summed up in the same lane and pair
  * whichever rows are read for. */
@@ -200,6 +278,7 @@ static void attend_rows(const Pass *m, long request, long row, long rows, long h
     long end = m->context[request] + row + 1, first = m->first[request], begin = sight_of(m, first, end - 1);
     if (begin > first) begin -= (begin - first) % PLACES;
     long start = m->starts[request] + row, group = m->heads / m->kv_heads, k_dim = m->own + m->rest;
+    number numbers[QUERIES * k_dim];
     find_places(m, request, begin, end + rows - 1, at);
     for (long i = 0, count; i < rows * group; i += count) {
         const bf16 *q[QUERIES];
@@ -211,7 +290,8 @@ static void attend_rows(const Pass *m, long request, long row, long rows, long h
             out[count] = m->out + ((start + r) * m->heads + query) * m->v_dim;
             seen[count] = (Sight){sight_of(m, first, end + r - 1) - begin, end + r - begin};
         }
-        attend_queries(m, count, q, out, seen, head, heads, at, weights, i == 0);
+        const Queries queries = queries_of(m, count, q, heads, numbers);
+        attend_queries(m, count, &queries, out, seen, head, heads, at, weights, i == 0);
     }
 }
 

@@ -45,6 +45,28 @@ INLINE lanes at(const float *x) {
 }
 INLINE void put(float *x, lanes y) { memcpy(x, &y, sizeof y); }
 
+/* A vector of bf16 numbers as a factor, in `product`'s order: as it lies where pairs are quick; else in 32 bits, which a
+ * factor that is used several times should be only once. `number`: what one lies in memory as. */
+#if defined(__AVX512BF16__) && MADE_BY_AMD
+typedef words factor;
+typedef bf16 number;
+INLINE factor factor_of(words x) { return x; }
+INLINE factor factor_at(const number *x) { return load(x); }
+INLINE lanes times(lanes sum, factor x, factor y) { return product(sum, x, y); }
+#else
+#define WIDE
+typedef struct {
+    lanes even, odd;
+} factor;
+typedef float number;
+INLINE factor factor_of(words x) { return (factor){(lanes)(x << 16), (lanes)(x & ((words){0} + 0xFFFF0000u))}; }
+INLINE factor factor_at(const number *x) { return (factor){at(x), at(x + LANES)}; }
+INLINE lanes times(lanes sum, factor x, factor y) {
+    sum += x.odd * y.odd;
+    return sum + x.even * y.even;
+}
+#endif
+
 INLINE words rounded(lanes x) { /* bf16 in the low half of each word: to nearest, ties to even */
     words bits = (words)x;
     return (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;

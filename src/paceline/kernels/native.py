@@ -57,11 +57,17 @@ SIGNATURES = {
 def library() -> ctypes.CDLL | None:
     """The compiled functions, or None where they cannot be had. The file is kept in the user's cache directory, under a
     name made of the source, the flags, the compiler and the processor."""
+    return None if OFF in os.environ else made_for(amd=b"AuthenticAMD" in _processor())
+
+
+@cache
+def made_for(amd: bool) -> ctypes.CDLL | None:
+    """The functions as they serve AMD's processors best, or others: both run on both."""
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None or OFF in os.environ or platform.system() != "Linux":
+    if compiler is None or platform.system() != "Linux":
         return None
     try:
-        loaded = ctypes.CDLL(str(_compiled(compiler)))
+        loaded = ctypes.CDLL(str(_compiled(compiler, amd)))
     except (OSError, subprocess.SubprocessError):
         return None
     for name, arguments in SIGNATURES.items():
@@ -72,10 +78,10 @@ def library() -> ctypes.CDLL | None:
     return loaded
 
 
-def _compiled(compiler: str) -> Path:
+def _compiled(compiler: str, amd: bool) -> Path:
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=20).stdout
     text = b"".join(file.read_bytes() for file in (*SOURCES, *HEADERS))
-    flags = [*FLAGS, *_openmp(version)]
+    flags = [*FLAGS, *_openmp(version), f"-DMADE_BY_AMD={int(amd)}"]
     about = b"\0".join((text, " ".join(flags).encode(), version, _processor()))
     cache_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     target = cache_home / "paceline" / f"native-{hashlib.sha256(about).hexdigest()[:32]}.so"
@@ -104,7 +110,8 @@ def _processor() -> bytes:
         lines = Path("/proc/cpuinfo").read_bytes().splitlines()
     except OSError:
         lines = []
-    return b"\n".join(sorted({line for line in lines if line.startswith((b"flags", b"Features", b"model name"))}))
+    about = (b"flags", b"Features", b"model name", b"vendor_id")
+    return b"\n".join(sorted({line for line in lines if line.startswith(about)}))
 
 
 def serves(*tensors: Tensor) -> bool:

@@ -17,6 +17,13 @@ enum {
     AT_ONCE = 1 << 18 /* numbers of x that stay in the cache while all weights pass by */
 };
 
+/* AMD's processors multiply two pairs of bf16 numbers a lane and cycle; Intel's half a pair, and two numbers of 32 bits. */
+enum { PAIRS_ARE_QUICK = MADE_BY_AMD, AT_A_TIME = 256 /* numbers of a row in 32 bits, in the first cache */ };
+
+/* Where lines are fetched to. What one tile reads need not drive out what the host works with; but only AMD's processors
+ * then find it in the third cache the next time: Intel's go to memory, for a fifth of the bytes a second. */
+enum { SECOND = 2, READ_ONCE = MADE_BY_AMD ? 0 : SECOND };
+
 typedef uint8_t byte;
 
 /* A tile's rows are known when it is compiled, and whether they are codes. */
@@ -45,11 +52,22 @@ INSIDE __m512 scaled(__m512 sum, __m512i part, const byte *row_scale, const byte
     return _mm512_fmadd_ps(_mm512_cvtepi32_ps(part), _mm512_set1_ps(scale) * _mm512_loadu_ps(scales), sum);
 }
 
-/* sums[r] += x[r] times one block: numbers [inputs / 2, 32, 2], over pairs of inputs in order; or codes [inputs / 4, 32,
- * 4] behind their scales, whose products are whole numbers, so that any order is as good. A row's codes are 128 too large:
- * a sum starts from what takes that back. fetch: where the weights to come lie; `share` bytes of them are fetched a step. */
-INSIDE void multiply(const int codes, const int rows, const bf16 *const *x, const byte *weight, long inputs,
-                     const byte *fetch, long share, __m512 (*sums)[2]) {
+INSIDE __m512 widened(const bf16 *x) {
+    __m512i bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)x));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
+}
+
+/* The weights to come, of which `share` bytes are fetched a step. */
+INSIDE void fetch_ahead(const int rows, const byte *fetch, long share) {
+    UNROLL for (long line = 0; line < 2; line++) {
+        if (rows <= ROWS / 2) __builtin_prefetch(fetch + line * (share / 2), 0, READ_ONCE);
+        else __builtin_prefetch(fetch + line * (share / 2), 0, SECOND);
+    }
+}
+
+/* As `multiply`, where the processor multiplies pairs of numbers, or four codes, at full speed. */
+INSIDE void multiply_together(const int codes, const int rows, const bf16 *const *x, const byte *weight, long inputs,
+                              const byte *fetch, long share, __m512 (*sums)[2]) {
     const byte *scales = weight + SCALES / 2;
     __m512i parts[ROWS][2];
     UNROLL for (int r = 0; r < rows; r++) UNROLL for (int c = 0; c < 2; c++)
@@ -57,13 +75,7 @@ INSIDE void multiply(const int codes, const int rows, const bf16 *const *x, cons
     if (codes) weight += SCALES;
     for (long k = 0; k < steps_of(codes, inputs); k++, weight += STEP, fetch += share) {
         __m512i low = _mm512_loadu_si512(weight), high = _mm512_loadu_si512(weight + STEP / 2);
-        if (rows <= ROWS / 2) { /* one tile: read once, so it need not drive out what the host works with */
-            __builtin_prefetch(fetch, 0, 0);
-            __builtin_prefetch(fetch + share / 2, 0, 0);
-        } else {
-            __builtin_prefetch(fetch, 0, 2);
-            __builtin_prefetch(fetch + share / 2, 0, 2);
-        }
+        fetch_ahead(rows, fetch, share);
         UNROLL for (int r = 0; r < rows; r++) {
             int some;
             memcpy(&some, x[r] + 2 * k, 4);
@@ -77,9 +89,43 @@ INSIDE void multiply(const int codes, const int rows, const bf16 *const *x, cons
                            : _mm512_castsi512_ps(parts[r][c]);
 }
 
-INSIDE __m512 widened(const bf16 *x) {
-    __m512i bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)x));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
+/* The numbers from .. end - 1 of each row in 32 bits. */
+INSIDE void widen_rows(const int rows, const bf16 *const *x, long from, long end, float (*wide)[AT_A_TIME]) {
+    for (int r = 0; r < rows; r++) {
+        long i = from;
+        for (; i + 16 <= end; i += 16) _mm512_storeu_ps(wide[r] + i - from, widened(x[r] + i));
+        for (; i < end; i++) wide[r][i - from] = up(x[r][i]);
+    }
+}
+
+/* As `multiply`, of numbers, one after the other in 32 bits. */
+INSIDE void multiply_wide(const int rows, const bf16 *const *x, const byte *weight, long inputs, const byte *fetch,
+                          long share, __m512 (*sums)[2]) {
+    float wide[ROWS][AT_A_TIME];
+    const __m512i odd = _mm512_set1_epi32((int)0xFFFF0000);
+    for (long from = 0, end; from < inputs; from = end) {
+        end = from + AT_A_TIME < inputs ? from + AT_A_TIME : inputs;
+        widen_rows(rows, x, from, end, wide);
+        for (long i = 0; i < end - from; i += 2, weight += STEP, fetch += share) {
+            __m512i low = _mm512_loadu_si512(weight), high = _mm512_loadu_si512(weight + STEP / 2);
+            __m512 w[4] = {(__m512)_mm512_slli_epi32(low, 16), (__m512)_mm512_slli_epi32(high, 16),
+                           (__m512)_mm512_and_si512(low, odd), (__m512)_mm512_and_si512(high, odd)};
+            fetch_ahead(rows, fetch, share);
+            UNROLL for (int r = 0; r < rows; r++) UNROLL for (int c = 0; c < 4; c++)
+                sums[r][c & 1] = _mm512_fmadd_ps(_mm512_set1_ps(wide[r][i + c / 2]), w[c], sums[r][c & 1]);
+        }
+    }
+}
+
+/* sums[r] += x[r] times one block: numbers [inputs / 2, 32, 2], over pairs of inputs in order; or codes [inputs / 4, 32,
+ * 4] behind their scales, whose products are whole numbers, so that any order is as good. A row's codes are 128 too large:
+ * a sum starts from what takes that back. fetch: where the weights to come lie; `share` bytes of them are fetched a step. */
+INSIDE void multiply(const int codes, const int rows, const bf16 *const *x, const byte *weight, long inputs,
+                     const byte *fetch, long share, __m512 (*sums)[2]) {
+    if (codes || PAIRS_ARE_QUICK)
+        multiply_together(codes, rows, x, weight, inputs, fetch, share, sums);
+    else
+        multiply_wide(rows, x, weight, inputs, fetch, share, sums);
 }
 
 /* A row of n numbers, a multiple of 16, to codes where they lay, n bytes, and then its scale: x / scale + 128, and the

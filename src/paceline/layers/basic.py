@@ -14,8 +14,8 @@ from paceline.kernels.pages import Pages
 
 
 class Linear(nn.Module):
-    """y = x W^T (+ b). weight [out, in]; after `pack` it is laid out once for the CPU's bf16 products (same bits, less
-    time), when first it is asked for: in a layer that is one call that may be never."""
+    """y = x W^T (+ b). weight [out, in]; after `pack` it is laid out once for the CPU's bf16 products (less time, and
+    where they go by pairs the same bits), when first it is asked for: in a layer that is one call that may be never."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool = False) -> None:
         super().__init__()

@@ -151,7 +151,7 @@ def test_a_step_with_fewer_requests_changes_no_decision() -> None:
     policy = AdaptiveWidth(replace(costs, seconds=[[1.0, 1.5], costs.seconds[1]]), MOST)
     policy.widths(requests_of(1))
     for _ in range(2):
-        assert all(all(policy.widths(requests_of(16))) for _ in range(3)), "they may be back at once"
+        assert all(all(policy.widths(requests_of(16))) for _ in range(4)), "they may be back at once"
         assert all(policy.widths(requests_of(1)))
     assert policy.decisions.switches == 0
 

@@ -127,8 +127,12 @@ def run(
     max_tokens: int,
     every: int = 3,
     whim: int | None = None,
+    look_back: int = 0,
 ) -> int:
+    """look_back: the drafter's window. Attention that is not compiled sees all that was read."""
     engine, compared, steps = loaded.engine(config), 0, 0
+    assert isinstance(engine.drafter, MTPDrafter)
+    engine.drafter.window = look_back
     rng = random.Random(whim)
     if whim is not None:
         engine.policy.policy = Whim(whim)
@@ -174,10 +178,11 @@ def test_incremental_draft_cache_equals_one_from_scratch(
     whim=st.integers(0, 2**20),
     window=st.sampled_from([1, 3, 8, 64]),
     asleep=st.sampled_from([1, 2, 32]),
+    look_back=st.sampled_from([0, 1, 9, 30]),
 )
-@example(prompts=[[4, 4], [4], [4]], mode={"max_num_batched_tokens": 7}, whim=125, window=1, asleep=32)
+@example(prompts=[[4, 4], [4], [4]], mode={"max_num_batched_tokens": 7}, whim=125, window=1, asleep=32, look_back=0)
 def test_what_modules_see_is_exact_whoever_drafts_how_much_and_when(
-    loaded: Loaded, prompts: list[list[int]], mode: dict[str, int], whim: int, window: int, asleep: int
+    loaded: Loaded, prompts: list[list[int]], mode: dict[str, int], whim: int, window: int, asleep: int, look_back: int
 ) -> None:
     """Requests of width 0 rest, and so do modules that a draft does not reach; little of what waits is kept here, and
     a step or two without drafts may put all to sleep. The
@@ -189,7 +194,7 @@ def test_what_modules_see_is_exact_whoever_drafts_how_much_and_when(
         patch.setattr(strands, "MOST", window + window // 2)
         patch.setattr(mtp, "MOST", window + window // 2)
         patch.setattr(mtp, "_ASLEEP", asleep)
-        run(loaded, config, shared, max_tokens=24, every=2, whim=whim)
+        run(loaded, config, shared, max_tokens=24, every=2, whim=whim, look_back=look_back)
 
 
 def test_who_does_not_draft_costs_no_module_a_pass(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,6 +259,26 @@ def test_prompts_are_read_for_nobody_once_nobody_drafts(loaded: Loaded) -> None:
         followed.append(drafter.tracks[request.row].strands[0].start > 1)
         engine.abort(name)
     assert followed == [True, False]
+
+
+@pytest.mark.parametrize("batched", [512, 33, 20, 7])
+def test_of_a_long_prompt_only_what_drafts_see_is_read(loaded: Loaded, batched: int) -> None:
+    """As many places as the window has, whatever the chunks; what is read is exact."""
+    engine, look_back = loaded.engine(replace(BASE, max_num_batched_tokens=batched)), 16
+    drafter = engine.drafter
+    assert isinstance(drafter, MTPDrafter)
+    drafter.window = look_back
+    (request,) = engine.add_request("a", list(range(10, 80)), SamplingParams(max_tokens=16, ignore_eos=True))
+    while request.lag > 1:
+        engine.step()
+        assert all(
+            strand.start - strand.first <= look_back for track in drafter.tracks.values() for strand in track.strands
+        )
+    for _ in range(2):
+        engine.step()
+    first = drafter.tracks[request.row].strands[0].first
+    assert request.num_prompt - look_back <= first <= request.num_prompt - look_back + 1
+    assert assert_exact(loaded, engine, [request]) > 2 * look_back
 
 
 def test_a_short_rest_loses_nothing(loaded: Loaded) -> None:

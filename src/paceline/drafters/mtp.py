@@ -71,15 +71,15 @@ class MTPDrafter:
         blocks may be found again, so that what goes on behind them is kept. adaptive: whether it turns out how many
         drafts are wanted. window: slots that a row sees at most where modules are compiled; 0: all."""
         self.mtp, self.pool, self.sampler, self.prefix_caching = mtp, pool, sampler, prefix_caching
-        self.pools, self.window = (pool,), window
         self.suspects = (
             f"the MTP modules of {source}: eh_proj with its halves in the other order, a missing or foreign embedding, "
             "FP8 scales that were not applied, or modules of another model."
         )
-        self.max_tokens, self.quantization = MAX_SPECULATIVE_TOKENS, mtp.quantization
+        self.pools, self.max_tokens, self.quantization = (pool,), MAX_SPECULATIVE_TOKENS, mtp.quantization
         self.modules = [cast(MTPDepth, depth) for depth in mtp.depths]
         chained = [module.chained(pool.memory[module.index]) for module in self.modules] if pool.spec.shared else [None]
         self.chain = pack_chain(chained, pool.block_size, window)
+        self.window = window if self.chain is not None else 0
         depths, hidden = len(self.modules), self.modules[0].norm.weight.shape[0]
         # Outputs of depth 0..D-1 (0: the target) at the last slot of each block; and whether module d = 1..D read that
         # slot: then its `Track.firsts`.
@@ -142,7 +142,7 @@ class MTPDrafter:
 
     def begin(self, request: Request, blocks: list[int], first: int) -> Track:
         """A request whose first `first` tokens are a prefix hit: each module that read them all goes on behind them."""
-        track = Track(request, blocks, [Strand() for _ in self.modules])
+        track = Track(request, blocks, [Strand() for _ in self.modules], self.window)
         track.begin(1, first + 1)
         last = first // self.pool.block_size - 1
         for d, strand in enumerate(track.strands if first else (), 1):

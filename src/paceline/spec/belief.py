@@ -16,7 +16,7 @@ from math import exp, isfinite, log2, sqrt
 from typing import Any
 
 _TABLE, _LEVEL = 0.2, 0.2  # standard deviations at first, in logarithms: of the first draft's error, of the level
-_WANDERS, _LASTS = 0.01, 20000  # of the level in one step; steps after which e^-1 of the errors is known
+_WANDERS, _LASTS = 0.01, 100000  # of the level in one step; steps after which e^-1 of the errors is known
 _OUTLIER = 3.0  # what is farther off than so many standard deviations counts as that
 
 Matrix = list[list[float]]
@@ -90,7 +90,7 @@ class Belief:
     def learn(self, way: int, seen: float, noise: float) -> float:
         """A look at one way. noise: its variance. Returns how far off the belief was."""
         toward = self._toward(way)
-        spread = max(0.0, self._of(toward, way)) + noise
+        spread = self.variance(way) + noise
         off, most = seen - self.expected(way), _OUTLIER * sqrt(spread)
         gain = max(-most, min(most, off)) / spread
         self.mean = [x + gain * c for x, c in zip(self.mean, toward, strict=True)]
@@ -102,15 +102,16 @@ class Belief:
         """By how much a look at `way` would move the difference between the two: its standard deviation."""
         toward = self._toward(way)
         apart = (toward[way] if way else 0.0) - (toward[other] if other else 0.0)
-        return abs(apart) / sqrt(max(0.0, self._of(toward, way)) + noise)
+        return abs(apart) / sqrt(self.variance(way) + noise)
+
+    def variance(self, way: int) -> float:
+        """Of what will be seen of it, but for noise."""
+        toward = self._toward(way)
+        return max(0.0, toward[0] + toward[way] if way else toward[0])
 
     def _toward(self, way: int) -> list[float]:
         """Covariance of everything with what is seen of this way."""
         return [row[0] + row[way] for row in self.cov] if way else [row[0] for row in self.cov]
-
-    def _of(self, toward: list[float], way: int) -> float:
-        """The variance of what is seen of it, but for noise."""
-        return toward[0] + toward[way] if way else toward[0]
 
 
 def prior_of(drafts: Sequence[int]) -> Matrix:

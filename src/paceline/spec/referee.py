@@ -33,11 +33,11 @@ _USE = 500  # steps for which knowledge is of use
 _CHECK, _CLEAR = 400, 0.15  # steps with drafts after which none are tried again, unless drafts are clearly better
 _SOON = 64  # and least steps over which a change must be earned: as many as the one before it stood
 _CREDIT, _SHARE = 40, 0.01  # what trials may lose: steps at once, and of all steps in the long run
-_FRESH, _FRESH_PLAIN = 1, 4  # first steps of a way that tell nothing: modules absorb, caches hold something else
+_FRESH, _FRESH_PLAIN, _FRESH_WAKING = 1, 4, 2  # first steps of a way that tell nothing: other drafts; none; after none
 _LOOKS, _GLANCES = 8, 3  # steps that are looked at before a decision; of a trial
 _STAY, _SECONDS = 32, 0.25  # between two decisions, where nothing changes: steps, or more if they take less than that
 _ENOUGH = 2  # looks, and standard deviations, after which a trial may be hopeless
-_NOISE, _FOLLOWS = 0.1, 0.1  # of one step, at first; how fast its estimate follows
+_NOISE, _QUIET, _FOLLOWS = 0.1, 0.03, 0.1  # of one step, at first; at least; how fast its estimate follows
 _PLAIN = 0.01  # what drafts must bring, for nothing may be slower than none
 _STALE, _MOST_KNOWN = 0.03, 256  # what is forgotten from one engine to the next; sizes that are remembered
 _KINDS = 1000  # more than there are sizes of batches that are told apart
@@ -131,10 +131,11 @@ class Referee:
         self._credit = min(_CREDIT, self._credit + _SHARE * self._done)
         belief.pass_time(self._step)
         if errors:
+            unsure = belief.variance(self._way)
             off = belief.learn(self._way, median(errors), self._variance / len(errors))
             if self._way == self._best and not self._fresh:
-                seen = min(len(errors) * off**2, 9 * self._variance)
-                self._variance += _FOLLOWS * (seen - self._variance)
+                seen = min(len(errors) * (off**2 - unsure), 9 * self._variance)  # how far off looks were beyond that
+                self._variance = max(_QUIET**2, self._variance + _FOLLOWS * (seen - self._variance))
         self._errors = []
 
     def _tried(self, scores: list[float], best: int, changing: list[float]) -> int:
@@ -153,8 +154,11 @@ class Referee:
         return found
 
     def _fresh_of(self, way: int) -> int:
-        """Its first steps that will tell nothing; none where it is done already."""
-        return 0 if way == self._way else _FRESH if way else _FRESH_PLAIN
+        """Its first steps that will tell nothing, for modules absorb, and caches hold something else; none where it is
+        done already."""
+        if way == self._way:
+            return 0
+        return _FRESH_PLAIN if not way else _FRESH if self._way else _FRESH_WAKING
 
     def _is_hopeless(self) -> bool:
         """Whether even the quickest of some looks says that this trial is not worth more."""

@@ -73,13 +73,14 @@ class Strand:
 
 @dataclass(eq=False)
 class Track:
-    """One request. `strands[d - 1]` is module d's; `drafts` those of this step, of which `width` are planned at most;
-    `goes_on`: whether there will be one more; `silent`: whether nobody wants what the last module that reads makes of
-    its rows, beside drafts."""
+    """One request. `strands[d - 1]` is module d's; `window`: slots that a draft sees at most, 0: all; `drafts` those of
+    this step, of which `width` are planned at most; `goes_on`: whether there will be one more; `silent`: whether nobody
+    wants what the last module that reads makes of its rows, beside drafts."""
 
     request: Request
     blocks: list[int]
     strands: list[Strand]
+    window: int = 0
     width: int = 0
     drafts: list[int] = field(default_factory=list)
     goes_on: bool = False
@@ -91,7 +92,10 @@ class Track:
         return self.request.blocks is not self.blocks
 
     def plan(self, width: int, silent: bool) -> None:
-        """At most so many drafts in this step; the module behind them rests."""
+        """At most so many drafts in this step; the module behind them rests. None is made before the prompt's end: what
+        waits of places farther from there than they will see is not read."""
+        if self.window:
+            self.skip(1, max(0, self.window - self.request.lag + 1))
         self.width, self.drafts, self.goes_on, self.silent = width, [], width > 0, silent
         for strand in self.strands[: width if not silent else max(0, width - 1)]:
             if strand.passed:
@@ -101,15 +105,20 @@ class Track:
 
     def rest(self, depth: int) -> None:
         """Module `depth` does not read now: what waits for it is bounded."""
-        strand = self.strands[depth - 1]
-        if strand.waiting > MOST:
-            strand.drop(strand.waiting - WINDOW)
-            strand.first = strand.start
-            self.begin(depth + 1, strand.start + 1)
+        if self.strands[depth - 1].waiting > MOST:
+            self.skip(depth, WINDOW)
         if depth > 1 and (before := self.strands[depth - 2]).passed > MOST:
             cut(before.past, before.passed - WINDOW)
             before.passed = WINDOW
             self.begin(depth, before.start - WINDOW + 1)
+
+    def skip(self, depth: int, kept: int) -> None:
+        """Of what waits for module `depth`, only the last `kept` rows will be read."""
+        strand = self.strands[depth - 1]
+        if strand.waiting > kept:
+            strand.drop(strand.waiting - kept)
+            strand.first = strand.start
+            self.begin(depth + 1, strand.start + 1)
 
     def begin(self, depth: int, slot: int) -> None:
         """Module `depth` reads from this slot on, each one behind it from one slot later on."""

@@ -30,6 +30,7 @@ _MIDDLES = tuple((low + high) / 2 for low, high in zip((0.0, *_EDGES), (*_EDGES,
 _FIRST = (0.85, 0.8, 0.76, 0.72, 0.6, 0.5, 0.45, 0.4)
 _PRIOR, _KEEP = 4.0, 0.995  # the prior counts as so many drafts; a count loses 1 in 200 with each new one
 _FADE = 0.9  # what is left of a count above the prior's with each decision that nothing is worth drafting
+_FOLLOWS, _RETURNS = 1 / 64, 0.01  # of the prior: toward each outcome, and back with each such decision
 _RATE, _DECAY = 0.1, 0.97  # of a request's shift: how fast it follows one draft, what is left of it after one
 _STEP, _LEVELS = 0.2, 8  # shifts are used in steps, so that requests of one level share their sums
 
@@ -38,21 +39,24 @@ Kind = tuple[str, bool]  # whose drafts, and whether they are drawn
 
 
 class Rate:
-    """A discounted Beta count: `mean` is the share of ones among what was seen, prior included."""
+    """A discounted Beta count: `mean` is the share of ones among what was seen, prior included. The prior follows what
+    is seen, slowly: what comes back as that fades is how it was in the long run."""
 
-    __slots__ = ("count", "mean", "prior")
+    __slots__ = ("_first", "count", "mean", "prior")
 
     def __init__(self, prior: float) -> None:
-        self.mean, self.count, self.prior = prior, _PRIOR, prior
+        self.mean, self.count, self.prior, self._first = prior, _PRIOR, prior, prior
 
     def add(self, outcome: float) -> None:
         self.count = self.count * _KEEP + 1
         self.mean += (outcome - self.mean) / self.count
+        self.prior += _FOLLOWS * (outcome - self.prior)
 
     def fade(self) -> None:
-        """Nothing new is seen: what was seen counts less and less, and the prior comes back."""
+        """Nothing new is seen: what was seen counts less and less, and the prior comes back, later the first one."""
         self.count = max(_PRIOR, _FADE * self.count)
         self.mean += (1 - _FADE) * _PRIOR / self.count * (self.prior - self.mean)
+        self.prior += _RETURNS * (self._first - self.prior)
 
 
 def confidence_bin(log_q: float) -> int:

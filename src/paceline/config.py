@@ -126,7 +126,7 @@ class EngineConfig:
     block_size: int = 16
     num_blocks: int | None = None
     max_num_seqs: int = 16
-    max_num_batched_tokens: int = 512
+    max_num_batched_tokens: int = 1024
     max_model_len: int | None = None
     enable_prefix_caching: bool = True
 

@@ -36,7 +36,7 @@ def table(row: float = 0.1, draft: float = 0.1, requests: int = 16) -> CostTable
     sizes = [1, requests]
     extra = [0, MOST * requests]
     seconds = [[1 + row * (size - 1 + x) for x in extra] for size in sizes]
-    return CostTable(sizes, [extra, extra], seconds, 0.0, [[(1, draft), (requests, draft * 2)]] * MOST)
+    return CostTable(sizes, [extra, extra], seconds, [], [[(1, draft), (requests, draft * 2)]] * MOST)
 
 
 def requests_of(count: int, temperature: float = 0.0) -> list[Request]:
@@ -219,7 +219,7 @@ def test_more_work_is_never_measured_as_quicker() -> None:
 
 
 def test_context_is_read_by_every_row() -> None:
-    costs = Costs(replace(table(), per_context=0.001, per_row_context=0.0005))
+    costs = Costs(replace(table(), contexts=[(1000, 1.0)], per_row_context=0.0005))
     assert costs.passes(2, 0, 100, 0)[0] == pytest.approx(1.1 + 0.1)
     assert costs.passes(2, 1, 100, 1) == pytest.approx([1.2 + 0.125, 1.3 + 0.15])
     assert costs.step(2, 1, 100, [2, 1]) == pytest.approx(1.325 + sum(costs.drafts(0, 2)[1:]))
@@ -231,7 +231,9 @@ def test_context_is_read_by_every_row() -> None:
         {"requests": []},
         {"seconds": [[1.0]]},
         {"extra": "x"},
-        {"per_context": -1},
+        {"contexts": [[1, -1]]},
+        {"contexts": [[0, 1]]},
+        {"contexts": [[1, 2], [2, 1]]},
         {"drafting": [[]]},
         {"requests": [2, 1]},
     ],

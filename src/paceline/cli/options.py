@@ -92,7 +92,7 @@ SpeculativeConfig = Annotated[
 BlockSize = Annotated[int | None, _engine("Tokens a block of the KV cache holds.", show_default="16")]
 NumBlocks = Annotated[int | None, _engine("Blocks of the KV cache.", show_default="what max-num-seqs requests need")]
 MaxNumSeqs = Annotated[int | None, _engine("Most requests at a time.", show_default="16")]
-MaxNumBatchedTokens = Annotated[int | None, _engine("Most tokens in a step.", show_default="512")]
+MaxNumBatchedTokens = Annotated[int | None, _engine("Most tokens in a step.", show_default="1024")]
 MaxModelLen = Annotated[int | None, _engine("Most tokens of prompt and answer.", show_default="the model's context")]
 NoPrefixCache = Annotated[bool, _engine("Share no blocks between prompts.", "--no-prefix-cache")]
 

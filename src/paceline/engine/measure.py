@@ -18,13 +18,14 @@ from paceline.drafters.base import Deeper, Drafter, Seen
 from paceline.engine.engine import Engine
 from paceline.engine.stats import EngineStats
 from paceline.request import Request, SamplingParams
-from paceline.spec.cost import CostTable, curve
+from paceline.spec.cost import CostTable, along, curve
 from paceline.spec.proposal import Proposal, Verdict
 from paceline.spec.width import StepFacts
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 WIDTHS = (0, 1, 2, 3, 4, 6, 8)  # drafts for each request; large batches never gain by the deeper ones
 STEPS, ROUNDS, LONG = 3, 4, 512  # timed steps a point in each round; tokens of a long context
+MANY = (4, 16)  # requests with long contexts
 PROMPT, SHORT = 64, 12  # tokens of prompts: as requests have on the average, or next to none where reading takes long
 ACCEPTED = 0.8  # how likely a draft is taken as right: drafters read what was accepted
 MODULES = 3  # drafts up to which each may have a module of its own, which reads prompts
@@ -120,8 +121,8 @@ class Measuring:
         self._choose_prompts()
         points = {batch: found for batch, found in sorted(self._rounds(until).items()) if 0 in found}
         points = points or {1: {0: Point(1.0, 0.0, 0)}}  # no room for a step to measure: only ratios matter
-        each, further = self._contexts(min(4, max(points)))
-        curves = {batch: rising(_at_no_context(batch, found, each, further)) for batch, found in points.items()}
+        contexts, further = self._contexts(max(points))
+        curves = {batch: rising(_at_no_context(batch, found, contexts, further)) for batch, found in points.items()}
         batches = sorted(curves)
         for fewer, more in list(pairwise(batches))[::-1]:
             curves[fewer] = below(curves[fewer], curves[more], more - fewer)
@@ -129,7 +130,7 @@ class Measuring:
             batches,
             [[extra for extra, _ in curves[batch]] for batch in batches],
             [[spent for _, spent in curves[batch]] for batch in batches],
-            each,
+            contexts,
             [_drafting(points, depth) for depth in range(self.script.most)],
             further,
             self._absorbing(),
@@ -186,17 +187,33 @@ class Measuring:
         self.engine.step()
         return self.script.facts
 
-    def _contexts(self, batch: int) -> tuple[float, float]:
-        """Seconds for each token of context of each request, and for each that a further row of it reads."""
+    def _contexts(self, most: int) -> tuple[list[tuple[int, float]], float]:
+        """Tokens of context in all, and the seconds that they take; and those for each that a further row of its
+        request reads. A cache may hold that of few requests; more are asked where reading prompts is quick."""
+        found: list[tuple[int, float]] = []
+        further = 0.0
+        for batch in MANY:
+            begin = perf_counter()
+            context, slopes = self._context(min(batch, most))
+            if not slopes or (found and context <= found[-1][0]):
+                break
+            found.append((context, max(context * slopes[0], found[-1][1] if found else 0.0)))
+            further = max(0.0, slopes[1] - slopes[0])
+            if perf_counter() - begin > SECONDS / 16:
+                break
+        return found, further
+
+    def _context(self, batch: int) -> tuple[int, list[float]]:
+        """Of a batch with long contexts, tokens of context in all, and the seconds for each without further rows and
+        with one for each request; none where there is no room for long ones."""
         scheduler = self.engine.scheduler
         room = min(scheduler.max_model_len, scheduler.allocator.num_blocks * scheduler.allocator.block_size // batch)
         length = min(LONG, room // 2)
         near, far = (self._at_context(batch, prompt) for prompt in (SHORT, length))
         if length < 4 * SHORT or near is None or far is None:
-            return 0.0, 0.0
+            return 0, []
         span = far[0].context - near[0].context
-        slopes = [(there.seconds - here.seconds) / span for here, there in zip(near, far, strict=True)]
-        return max(0.0, slopes[0]), max(0.0, slopes[1] - slopes[0])
+        return far[0].context, [(there.seconds - here.seconds) / span for here, there in zip(near, far, strict=True)]
 
     def _at_context(self, batch: int, length: int) -> list[Point] | None:
         """Steps without drafts, and with one for each request, after prompts of that length."""
@@ -266,12 +283,15 @@ class Measuring:
             self.engine.abort(request.id)
 
 
-def _at_no_context(batch: int, points: dict[int, Point], each: float, further: float) -> list[tuple[int, float]]:
+def _at_no_context(
+    batch: int, points: dict[int, Point], contexts: list[tuple[int, float]], further: float
+) -> list[tuple[int, float]]:
     """Further rows and seconds, without what the context took; at least half of what was measured."""
-    return [
-        (extra, max(point.seconds / 2, point.seconds - (each + further * extra / batch) * point.context))
-        for extra, point in sorted(points.items())
-    ]
+    found = []
+    for extra, point in sorted(points.items()):
+        took = along(contexts, point.context) + further * extra / batch * point.context
+        found.append((extra, max(point.seconds / 2, point.seconds - took)))
+    return found
 
 
 def _drafting(points: dict[int, dict[int, Point]], depth: int) -> list[tuple[int, float]]:

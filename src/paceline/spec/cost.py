@@ -19,14 +19,15 @@ from paceline.errors import UserError
 @dataclass(frozen=True)
 class CostTable:
     """requests [I]: ascending. extra [I][J]: rows beyond one a request, ascending from 0; seconds [I][J]: of the step
-    without drafting, at no context. per_context: seconds for each token of context of each request; per_row_context:
-    for each that a further row of it reads. drafting [D]: for each depth the points (requests, seconds), ascending.
-    absorbing: what drafters take for each token of a prompt, with 1, 2, ... drafts for its request."""
+    without drafting, at no context. contexts: tokens of context in all, ascending, and the seconds that they take: more
+    for each where no cache holds them. per_row_context: seconds for each token that a further row of its request reads.
+    drafting [D]: for each depth the points (requests, seconds), ascending. absorbing: what drafters take for each token
+    of a prompt, with 1, 2, ... drafts for its request."""
 
     requests: list[int]
     extra: list[list[int]]
     seconds: list[list[float]]
-    per_context: float
+    contexts: list[tuple[int, float]]
     drafting: list[list[tuple[int, float]]]
     per_row_context: float = 0.0
     absorbing: list[float] = field(default_factory=list)
@@ -42,7 +43,7 @@ class CostTable:
                 [int(n) for n in raw["requests"]],
                 [[int(n) for n in row] for row in raw["extra"]],
                 [[float(x) for x in row] for row in raw["seconds"]],
-                float(raw["per_context"]),
+                [(int(n), float(x)) for n, x in raw["contexts"]],
                 [[(int(n), float(x)) for n, x in points] for points in raw["drafting"]],
                 float(raw["per_row_context"]),
                 [float(x) for x in raw["absorbing"]],
@@ -57,10 +58,11 @@ class CostTable:
         shapes = len(self.requests) == len(self.extra) == len(self.seconds) > 0 and all(
             len(extra) == len(seconds) > 0 for extra, seconds in zip(self.extra, self.seconds, strict=True)
         )
-        knots = [self.requests, *self.extra, *([n for n, _ in points] for points in self.drafting)]
+        knots = [self.requests, *self.extra, *([n for n, _ in points] for points in [self.contexts, *self.drafting])]
         ascending = all(a < b for knot in knots for a, b in pairwise(knot))
+        ascending = ascending and all(a[1] <= b[1] and b[0] > 0 for a, b in pairwise([(0, 0.0), *self.contexts]))
         times = [*(x for row in self.seconds for x in row), *(x for points in self.drafting for _, x in points)]
-        rates = [self.per_context, self.per_row_context, *self.absorbing]
+        rates = [self.per_row_context, *self.absorbing, *(x for _, x in self.contexts)]
         sane = all(0 < x < 1e6 for x in times) and all(0 <= x < 1e6 for x in rates)
         if not (shapes and ascending and sane and all(self.drafting) and all(row[0] == 0 for row in self.extra)):
             raise UserError("This table of costs is damaged; measure it again.")
@@ -81,7 +83,7 @@ class Costs:
         found = self._rows.get(requests, [])
         if len(found) <= reading + most:
             found = self._rows[requests] = self._at_no_context(requests, reading + most)
-        fixed, more = self.table.per_context * context, self.table.per_row_context * context / max(requests, 1)
+        fixed, more = along(self.table.contexts, context), self.table.per_row_context * context / max(requests, 1)
         return [found[b] + fixed + more * b for b in range(reading, reading + most + 1)]
 
     def drafts(self, depth: int, most: int) -> list[float]:
@@ -113,6 +115,19 @@ class Costs:
                 for b, x in enumerate(curve(table.extra[k], table.seconds[k], 0, most)):
                     found[b] += weight * x
         return found
+
+
+def along(points: Sequence[tuple[float, float]], x: float) -> float:
+    """From (0, 0) on linear between the points, and beyond them as between the last two. Without points 0.
+
+    Example: along([(10, 1.0), (20, 3.0)], 30) = 5.0."""
+    before, value = 0.0, 0.0
+    for i, (knot, known) in enumerate(points, 1):
+        slope = (known - value) / (knot - before)
+        if x <= knot or i == len(points):
+            return value + slope * (x - before)
+        before, value = knot, known
+    return 0.0
 
 
 def _place(knots: Sequence[int], x: int) -> tuple[int, float]:

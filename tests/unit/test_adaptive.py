@@ -196,6 +196,15 @@ def test_unsure_drafts_end_a_chain_and_sure_ones_do_not() -> None:
     assert policy.cut(ready, [1, 1]) == [0, 1], "nor is it worth a row"
 
 
+def test_nobody_is_asked_where_all_drafts_are_one_call() -> None:
+    """Asked in between, each depth would be a call of its own: what questions bring is less than that."""
+    ready = requests_of(2)
+    costs = table(row=0.12, draft=0.12)
+    for at_once in (True, False):
+        policy = AdaptiveWidth(replace(costs, at_once=at_once), MOST)
+        assert min(policy.widths(ready)) > 1 and policy.asks is not at_once
+
+
 def test_own_numbers_are_not_asked_about() -> None:
     ready = requests_of(3)
     ready[0].num_speculative_tokens, ready[1].num_speculative_tokens = 0, 2

@@ -86,7 +86,7 @@ class Recorder:
     def __init__(self, drafter: Drafter, most: int) -> None:
         self.drafter, self.most = drafter, most
         self.name, self.max_tokens, self.suspects = drafter.name, drafter.max_tokens, None
-        self.quantization, self.pools = drafter.quantization, drafter.pools
+        self.quantization, self.pools, self.at_once = drafter.quantization, drafter.pools, drafter.at_once
         self.places: dict[str, list[Place]] = {}
         self._confidences: dict[str, list[float]] = {}
 

@@ -68,11 +68,13 @@ class Seen:
 class Drafter(Protocol):
     """`max_tokens`: the most drafts per proposal. `name`: as in `--drafter`. `suspects`: what may be wrong when drafts
     are right no more often than by chance; None where that is no surprise. `quantization`: int8, fp8 or none, as it
-    runs; None where it has no weights. `pools`: the KV memory of its own."""
+    runs; None where it has no weights. `pools`: the KV memory of its own. `at_once`: whether drafts of all depths are
+    made in one call where nobody is asked in between; questions then cost more than they bring."""
 
     name: str
     max_tokens: int
     quantization: str | None
+    at_once: bool
 
     @property
     def pools(self) -> Sequence[Pool]: ...

@@ -79,7 +79,7 @@ class MTPDrafter:
         self.modules = [cast(MTPDepth, depth) for depth in mtp.depths]
         chained = [module.chained(pool.memory[module.index]) for module in self.modules] if pool.spec.shared else [None]
         self.chain = pack_chain(chained, pool.block_size, window)
-        self.window = window if self.chain is not None else 0
+        self.at_once, self.window = (True, window) if self.chain is not None else (False, 0)
         depths, hidden = len(self.modules), self.modules[0].norm.weight.shape[0]
         # Outputs of depth 0..D-1 (0: the target) at the last slot of each block; and whether module d = 1..D read that
         # slot: then its `Track.firsts`.

@@ -24,6 +24,7 @@ class NgramDrafter:
     suspects = None
     quantization: str | None = None
     pools = ()
+    at_once = False
 
     def __init__(self, ngram_min: int, ngram_max: int, max_tokens: int) -> None:
         self.ngram_min, self.ngram_max, self.max_tokens = ngram_min, ngram_max, max_tokens

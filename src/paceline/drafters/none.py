@@ -18,6 +18,7 @@ class NoDrafter:
     suspects = None
     quantization: str | None = None
     pools = ()
+    at_once = False
 
     @classmethod
     def build(cls, config: EngineConfig, target_runner: Any) -> NoDrafter:

@@ -21,6 +21,7 @@ class SeveralDrafters:
         self.max_tokens = max(member.max_tokens for member in members)
         self.suspects = members[0].suspects
         self.pools = [pool for member in members for pool in member.pools]
+        self.at_once = any(member.at_once for member in members)
         self.quantization = next((member.quantization for member in members if member.quantization), None)
 
     def observe(self, seen: Seen) -> None:

@@ -66,7 +66,7 @@ class Filling:
     def __init__(self, drafter: Drafter, vocab_size: int) -> None:
         self._drafter, self._vocab_size, self._random = drafter, vocab_size, random.Random(0)
         self.name, self.max_tokens, self.suspects = drafter.name, drafter.max_tokens, None
-        self.quantization, self.pools = drafter.quantization, drafter.pools
+        self.quantization, self.pools, self.at_once = drafter.quantization, drafter.pools, drafter.at_once
 
     def observe(self, seen: Seen) -> None:
         self._drafter.observe(seen)
@@ -134,6 +134,7 @@ class Measuring:
             [_drafting(points, depth) for depth in range(self.script.most)],
             further,
             self._absorbing(),
+            self.engine.drafter.at_once,
         )
 
     def _choose_prompts(self) -> None:

@@ -205,7 +205,8 @@ class AdaptiveWidth:
                 if (width := sum(count > i for count in taken)) != plan.usual:
                     plan.widths[request.row] = width
         deepest = max([plan.usual, *plan.widths.values()])
-        if deepest > 1 and deepest * (_QUESTION + n * _EACH) < _WORTH * chosen.seconds:
+        worth = deepest * (_QUESTION + n * _EACH) < _WORTH * chosen.seconds
+        if deepest > 1 and worth and not self.costs.table.at_once:
             plan.prices = _prices(chosen.tokens / chosen.seconds, passes, drafts, n)
             plan.usual = min(self.most, plan.usual + _ROOM)
             plan.widths = {row: min(self.most, width + _ROOM) for row, width in plan.widths.items() if width}

@@ -22,7 +22,7 @@ class CostTable:
     without drafting, at no context. contexts: tokens of context in all, ascending, and the seconds that they take: more
     for each where no cache holds them. per_row_context: seconds for each token that a further row of its request reads.
     drafting [D]: for each depth the points (requests, seconds), ascending. absorbing: what drafters take for each token
-    of a prompt, with 1, 2, ... drafts for its request."""
+    of a prompt, with 1, 2, ... drafts for its request. at_once: as drafters have it."""
 
     requests: list[int]
     extra: list[list[int]]
@@ -31,6 +31,7 @@ class CostTable:
     drafting: list[list[tuple[int, float]]]
     per_row_context: float = 0.0
     absorbing: list[float] = field(default_factory=list)
+    at_once: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -47,6 +48,7 @@ class CostTable:
                 [[(int(n), float(x)) for n, x in points] for points in raw["drafting"]],
                 float(raw["per_row_context"]),
                 [float(x) for x in raw["absorbing"]],
+                bool(raw["at_once"]),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise UserError("This is no table of costs; measure it again.") from error

@@ -1,7 +1,8 @@
 /* Attention of many requests over keys and values of several heads, in pages. A query is the unit of all arithmetic:
- * every row goes through the same lines, sixteen places at a time for its scores and two for the mixture, and what it
- * does not see weighs exactly 0. So its bits are the same in any tile, whatever runs beside it, on any number of
- * threads. Queries of one key head in a tile read each key and value from memory once. No state, no allocation. */
+ * every row goes through the same lines, sixteen places at a time for its scores and two for the mixture (one where
+ * factors are wide), and what it does not see weighs exactly 0. So its bits are the same in any tile, whatever runs
+ * beside it, on any number of threads. Queries of one key head in a tile read each key and value from memory once. No
+ * state, no allocation. */
 #include "lanes.h"
 #include "team.h"
 

@@ -24,7 +24,7 @@ from paceline.engine.measure import below, rising
 from paceline.request import Request
 from paceline.spec.adaptive import PATIENCE, AdaptiveWidth
 from paceline.spec.allocate import Group, best_sets, weighted
-from paceline.spec.cost import Costs, CostTable
+from paceline.spec.cost import Costs, CostTable, along
 from paceline.spec.survival import Survival, shifted
 from paceline.spec.width import FixedWidth, StepFacts
 
@@ -225,6 +225,11 @@ def test_the_same_measurements_lead_to_the_same_decisions() -> None:
 def test_more_work_is_never_measured_as_quicker() -> None:
     assert rising([(1, 1.0), (2, 5.0), (3, 3.0), (4, 4.0)]) == [(1, 1.0), (2, 3.0), (3, 3.0), (4, 4.0)]
     assert below([(0, 4.0), (6, 5.5), (99, 9.0)], [(0, 3.0), (8, 7.0)], 2) == [(0, 3.0), (6, 5.0), (99, 9.0)]
+
+
+def test_context_beyond_the_caches_goes_on_as_it_was_last() -> None:
+    points = [(10, 1.0), (20, 3.0)]
+    assert [along(points, x) for x in (0, 5, 10, 15, 30)] == [0.0, 0.5, 1.0, 2.0, 5.0] and along([], 7) == 0.0
 
 
 def test_context_is_read_by_every_row() -> None:

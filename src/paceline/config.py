@@ -108,7 +108,8 @@ class EngineConfig:
     where a module is one compiled call, else as the target; None: as the target, whatever is faster. `draft_window`:
     how many places a token sees at most when modules draft, its own included; 0: all; None: 256 where the target has so
     few layers that a module's reading of a long context counts, else all.
-    `drafter`: a name, or several with commas between them, of which the first is that of requests that name none.
+    `num_scheduler_steps`: passes of the target in one step at most, where they are one compiled call; 1: each pass is a
+    step. `drafter`: a name, or several with commas between them, of which the first is that of requests that name none.
     `num_speculative_tokens` "auto": as many as pay, request by request and step by step, none if none does.
     `latency_weight` then says whose time counts: 0 that of all tokens together, 1 that of each request, slow ones too.
 
@@ -128,6 +129,7 @@ class EngineConfig:
     max_num_seqs: int = 16
     max_num_batched_tokens: int = 1024
     max_model_len: int | None = None
+    num_scheduler_steps: int = 16
     enable_prefix_caching: bool = True
 
     def __post_init__(self) -> None:
@@ -145,6 +147,7 @@ class EngineConfig:
             (self.num_blocks is None or self.num_blocks >= 1, "num_blocks must be at least 1"),
             (1 <= self.max_num_seqs <= 4096, "max_num_seqs must lie between 1 and 4096"),
             (self.max_num_batched_tokens >= 1, "max_num_batched_tokens must be at least 1"),
+            (1 <= self.num_scheduler_steps <= 1024, "num_scheduler_steps must lie between 1 and 1024"),
             (self.max_model_len is None or self.max_model_len >= 1, "max_model_len must be at least 1"),
         )
         for good, sentence in checks:

@@ -11,6 +11,7 @@ from paceline.cache.pool import Pool
 from paceline.config import EngineConfig, ModelConfig
 from paceline.drafters import build_drafter
 from paceline.engine.admit import Limits
+from paceline.engine.ahead import Ahead
 from paceline.engine.costs import step_costs
 from paceline.engine.engine import Engine
 from paceline.engine.scheduler import Scheduler
@@ -73,6 +74,9 @@ class Loaded:
         engine = Engine(
             runner, drafter, scheduler, partial(verify, sampler=Sampler(eos)), limits, eos, weight.device, self.grammars
         )
+        rounds = runner.rounds(drafter.chain) if config.num_scheduler_steps > 1 else None
+        if rounds is not None:
+            engine.ahead = Ahead(rounds, drafter, scheduler, config.num_scheduler_steps - 1)
         if config.num_speculative_tokens == AUTO and most:
             table, learned = step_costs(engine, config, self.target, self.path, most)
             policy = AdaptiveWidth(table, most, config.latency_weight, learned.read())

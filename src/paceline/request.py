@@ -150,6 +150,18 @@ class SpeculationStats:
             for j in range(upto):
                 counts[j] += 1
 
+    def record_many(self, drafted: int, accepted: Sequence[int]) -> None:
+        """As `record`, of several verifications of so many drafts each."""
+        self.verifications += len(accepted)
+        self.emitted += sum(accepted) + len(accepted)
+        self.widths.extend([0] * (drafted + 1 - len(self.widths)))
+        self.widths[drafted] += len(accepted)
+        for counts in (self.offered, self.taken):
+            counts.extend([0] * (drafted - len(counts)))
+        for j in range(drafted):
+            self.offered[j] += len(accepted)
+            self.taken[j] += sum(right > j for right in accepted)
+
     def add(self, other: SpeculationStats) -> None:
         self.verifications += other.verifications
         self.emitted += other.emitted

@@ -24,7 +24,9 @@ from paceline.spec.width import FixedWidth
 pytestmark = pytest.mark.skipif(
     not hasattr(native.library(), "draft_chain"), reason="this CPU has no bf16 products of our own"
 )
-BASE = EngineConfig(block_size=8, max_num_seqs=4, max_model_len=96, num_speculative_tokens=6, num_blocks=52)
+BASE = EngineConfig(
+    block_size=8, max_num_seqs=4, max_model_len=96, num_speculative_tokens=6, num_blocks=52, num_scheduler_steps=1
+)
 
 
 @pytest.fixture(scope="module")

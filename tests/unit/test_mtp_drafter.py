@@ -97,6 +97,7 @@ class Whim:
     """Widths from a seed, often 0, and a change of mind after each draft."""
 
     listens = asks = True
+    idle = 0
 
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
@@ -112,6 +113,9 @@ class Whim:
 
     def cut(self, requests: list[Request], drafted: list[int]) -> list[int]:
         return drafted
+
+    def skip(self, steps: int) -> None:
+        pass
 
     def learn(self, facts: StepFacts) -> None:
         pass

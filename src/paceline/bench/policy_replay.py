@@ -38,7 +38,7 @@ class Running:
 class Oracle:
     """A policy that knows what will be accepted: it drafts and verifies only that, and of that what pays best."""
 
-    listens, asks = True, False
+    listens, asks, idle = True, False, 0
 
     def __init__(self, costs: Costs, most: int) -> None:
         self.costs, self.most = costs, most
@@ -58,6 +58,9 @@ class Oracle:
 
     def cut(self, requests: list[Request], drafted: list[int]) -> list[int]:
         return drafted
+
+    def skip(self, steps: int) -> None:
+        """None is skipped."""
 
     def learn(self, facts: StepFacts) -> None:
         """It knows already."""

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from paceline.drafters.base import Deeper, Drafter, Seen
+from paceline.drafters.base import Deeper, Drafter, OnHost, Seen
 from paceline.errors import UserError
 from paceline.llm import LLM, Prompt
 from paceline.request import Request, SamplingParams
@@ -78,10 +78,11 @@ class Place:
     confidences: list[float] = field(default_factory=list)
 
 
-class Recorder:
+class Recorder(OnHost):
     """A width policy that drafts all it can and verifies none of it, and a drafter that remembers what was drafted."""
 
     listens = asks = True
+    idle = 0
 
     def __init__(self, drafter: Drafter, most: int) -> None:
         self.drafter, self.most = drafter, most
@@ -101,6 +102,9 @@ class Recorder:
 
     def cut(self, requests: list[Request], drafted: list[int]) -> list[int]:
         return [0] * len(requests)
+
+    def skip(self, steps: int) -> None:
+        """None is skipped."""
 
     def learn(self, facts: StepFacts) -> None:
         """Nothing to learn."""

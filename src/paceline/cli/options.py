@@ -94,6 +94,13 @@ NumBlocks = Annotated[int | None, _engine("Blocks of the KV cache.", show_defaul
 MaxNumSeqs = Annotated[int | None, _engine("Most requests at a time.", show_default="16")]
 MaxNumBatchedTokens = Annotated[int | None, _engine("Most tokens in a step.", show_default="1024")]
 MaxModelLen = Annotated[int | None, _engine("Most tokens of prompt and answer.", show_default="the model's context")]
+NumSchedulerSteps = Annotated[
+    int | None,
+    _engine(
+        "Most passes of the model between two looks at the queue, where compiled code runs them in one call.",
+        show_default="16",
+    ),
+]
 NoPrefixCache = Annotated[bool, _engine("Share no blocks between prompts.", "--no-prefix-cache")]
 
 
@@ -145,6 +152,7 @@ class Sizes:
     max_num_seqs: MaxNumSeqs = None
     max_num_batched_tokens: MaxNumBatchedTokens = None
     max_model_len: MaxModelLen = None
+    num_scheduler_steps: NumSchedulerSteps = None
     no_prefix_cache: NoPrefixCache = False
 
 

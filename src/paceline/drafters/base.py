@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
 from paceline.cache.pool import Pool
+from paceline.kernels.chain import Asked, Chain
+from paceline.kernels.rounds import Gone
 from paceline.request import Request
 from paceline.spec.proposal import Proposal
 
@@ -29,6 +31,7 @@ class Seen:
     `requests[r].tokens` already holds the committed token that follows each of them, unless the request ended earlier.
     rows, blocks: each request's row and block table as they were in the pass; a request that ended has given them back
     by now, but its full blocks live on in the prefix cache, and what a drafter keeps for them must be finished.
+    rounds: how many passes these were that no `propose` was for: rounds ahead of a step (`engine.ahead`).
     """
 
     requests: list[Request]
@@ -38,6 +41,7 @@ class Seen:
     count: list[int]
     at: list[int]
     hidden: Tensor
+    rounds: int = 0
 
     @property
     def states(self) -> list[Tensor]:
@@ -62,19 +66,35 @@ class Seen:
             count=[self.count[r] for r in there],
             at=[self.at[r] for r in there],
             hidden=self.hidden,
+            rounds=self.rounds,
         )
+
+
+class Leads(NamedTuple):
+    """Requests that draft in rounds ahead of a step, in order of falling width, and of each what compiled modules are
+    told: `counts` of rows that each of them reads first, and the features [.., hidden] that wait, as `Chain` takes
+    them."""
+
+    requests: list[Request]
+    asked: list[Asked]
+    counts: list[list[int]]
+    carried: Tensor
 
 
 class Drafter(Protocol):
     """`max_tokens`: the most drafts per proposal. `name`: as in `--drafter`. `suspects`: what may be wrong when drafts
     are right no more often than by chance; None where that is no surprise. `quantization`: int8, fp8 or none, as it
     runs; None where it has no weights. `pools`: the KV memory of its own. `at_once`: whether drafts of all depths are
-    made in one call where nobody is asked in between; questions then cost more than they bring."""
+    made in one call where nobody is asked in between; questions then cost more than they bring. `chain`: that call, if
+    it may be part of rounds ahead of a step (`engine.ahead`)."""
 
     name: str
     max_tokens: int
     quantization: str | None
     at_once: bool
+
+    @property
+    def chain(self) -> Chain | None: ...
 
     @property
     def pools(self) -> Sequence[Pool]: ...
@@ -98,3 +118,25 @@ class Drafter(Protocol):
     def forget(self, row: int) -> None:
         """The request in this row left (finished, aborted or preempted). Comes after the `observe` of its last step."""
         ...
+
+    def leads(self, requests: list[Request], widths: list[int]) -> Leads | None:
+        """Of these requests those whose width is not 0, for rounds ahead of a step; None where its `chain` does not
+        serve."""
+        ...
+
+    def follow(self, before: Seen, leads: Leads, gone: Gone) -> None:
+        """Such rounds are over: what the target read in all but the last of them, and what modules made of it. What it
+        read in the last one is observed afterwards."""
+        ...
+
+
+class OnHost:
+    """A drafter that takes no part in rounds ahead of a step."""
+
+    chain: Chain | None = None
+
+    def leads(self, requests: list[Request], widths: list[int]) -> Leads | None:
+        return None
+
+    def follow(self, before: Seen, leads: Leads, gone: Gone) -> None:
+        raise AssertionError("it leads nobody")

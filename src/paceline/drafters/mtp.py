@@ -32,13 +32,15 @@ from paceline.batch import Row, make_batch
 from paceline.cache.attend import PagedAttend, Wanted
 from paceline.cache.pool import Pool
 from paceline.config import MAX_SPECULATIVE_TOKENS, EngineConfig
-from paceline.drafters.base import Deeper, Seen
+from paceline.drafters.base import Deeper, Leads, Seen
 from paceline.errors import UserError
 from paceline.inference import inference
-from paceline.kernels.chain import Asked, pack_chain
+from paceline.kernels.chain import pack_chain
+from paceline.kernels.rounds import Gone
 from paceline.models.mtp import MTP, MTPDepth
 from paceline.request import Request
 from paceline.sampling import Sampler
+from paceline.spec.at_once import Reading, as_asked, carried, joined, note
 from paceline.spec.constrained import choose, choose_and_rate
 from paceline.spec.proposal import Proposal
 from paceline.spec.strands import LONG, MOST, WINDOW, Part, Strand, Track
@@ -89,6 +91,7 @@ class MTPDrafter:
         # By module, the share of requests that drafted with it of late; of deeper ones nothing is expected at first.
         self.use = [1.0] + [float(not adaptive)] * (depths - 1)
         self.quiet, self.asleep = 0, False  # steps in a row with few drafts; whether nothing is followed
+        self.ahead = 0  # rounds with the widths of the next step, ahead of it
         self.recent: deque[Seen] = deque(maxlen=_RECENT)  # what was seen meanwhile
 
     @classmethod
@@ -111,6 +114,7 @@ class MTPDrafter:
     # -- what the target read
 
     def observe(self, seen: Seen) -> None:
+        self.ahead += seen.rounds
         long = sum(seen.count) > LONG
         if self.asleep:
             if long:
@@ -190,14 +194,16 @@ class MTPDrafter:
     def sleeps(self, requests: list[Request], widths: list[int]) -> bool:
         """Whether there are no drafts in this step: hardly anybody has wanted any lately, so nothing is followed. Who
         is back begins with the last few steps' tokens, as behind a prefix hit that nobody knows."""
+        steps, self.ahead = 1 + self.ahead, 0
         if self.asleep and not any(widths):
             return True
         if widths:
+            late = 1 - (1 - _LATE) ** steps
             for d, use in enumerate(self.use):
-                self.use[d] += _LATE * (sum(width > d for width in widths) / len(widths) - use)
-            asked = any(request.num_speculative_tokens for request in requests)
-            few = _FEW * sum(width > 0 for width in widths) < len(widths) and not asked
-            self.quiet = self.quiet + 1 if few else 0
+                self.use[d] += late * (sum(width > d for width in widths) / len(widths) - use)
+            few = _FEW * sum(width > 0 for width in widths) < len(widths)
+            few = few and not any(request.num_speculative_tokens for request in requests)
+            self.quiet = self.quiet + steps if few else 0
         before, self.asleep = self.asleep, self.quiet >= _ASLEEP
         if self.asleep and not before:
             self.tracks.clear()
@@ -205,6 +211,7 @@ class MTPDrafter:
         if before and not self.asleep:
             while self.recent:
                 self.observe(self.recent.popleft().of_those_still_there())
+            self.ahead = 0
         return self.asleep or any(request.row not in self.tracks for request in requests)
 
     def reading(self, ready: list[Track]) -> list[Track]:
@@ -276,47 +283,44 @@ class MTPDrafter:
         counts = [a.counts for a in asked]
         if sum(map(sum, counts)) > _AT_ONCE or not all(some[0] > 0 for some in counts):
             return False
-        passes = [
-            (track, d, 1 if track.silent and d + 1 == len(some) else some[d])
+        readings = [
+            Reading(track, d, 1 if track.silent and d + 1 == len(some) else some[d], len(track.request.tokens))
             for d in range(len(counts[0]))
             for track, some in zip(tracks, counts, strict=True)
             if len(some) > d
         ]
-        pieces = [piece for track, d, _ in passes for piece in track.strands[d].features]
-        outputs, drafts = self.chain(asked, counts, pieces[0] if len(pieces) == 1 else torch.cat(pieces))
-        self.note(passes, outputs)
+        outputs, drafts = self.chain(asked, counts, joined(carried(tracks)))
+        self.keep(note(readings, outputs, self.pool.block_size), outputs)
         for r, track in enumerate(tracks):
             track.drafts, track.goes_on = drafts[r :: len(tracks)][: track.width], False
         return True
 
-    def note(self, passes: list[tuple[Track, int, int]], outputs: Tensor) -> None:
-        """What `run` notes after each module, when all are through. passes: a track, a module (from 0) and of how many
-        rows there are outputs, in the order of `outputs`, which the modules behind have read already."""
-        ended: list[tuple[Part, int]] = []
-        counts: list[int] = []
-        sizes: list[int] = []  # of all rows, in turn: what nobody waits for, and what the next module does
-        past, row, size = 0, 0, self.pool.block_size
-        for track, d, rows in passes:
-            start = track.strands[d].start
-            count = max(0, len(track.request.tokens) - start)
-            silent = track.silent and d + 1 == min(track.width, len(self.modules))
-            again = track.silent and track.width < len(self.modules)  # its last module may read these rows once more
-            waiting = 0 if silent else count if d + 1 >= track.width - again else min(count, 1)
-            counts.append(count)
-            ends = rows if silent else count
-            sizes += (past + ends - waiting, waiting)
-            if (start + count) // size > start // size:
-                ended.append((Part(track, d + 1, start, count, [], True), row))
-            past, row = rows - ends, row + rows
-        made = outputs.split_with_sizes([*sizes, outputs.shape[0] - sum(sizes)])[1::2]
-        for (track, d, _), count, waits in zip(passes, counts, made, strict=True):
-            further = d + 1 < len(self.modules)
-            silent = track.silent and d + 1 == track.width
-            track.strands[d].read(count, silent and further)
-            if count and further and not silent:
-                track.strands[d + 1].wait(waits, count)
-        if self.prefix_caching:
-            self.keep(ended, outputs)
+    def leads(self, requests: list[Request], widths: list[int]) -> Leads | None:
+        tracks = [track for request in requests if (track := self.tracks.get(request.row)) is not None]
+        if self.chain is None or self.asleep or not len(tracks) == len(requests) == len(self.tracks):
+            return None
+        for track, width in zip(tracks, widths, strict=True):
+            track.plan(width, self.is_last(width))
+        tracks = sorted((track for track in tracks if track.width), key=lambda track: -track.width)
+        asked = [as_asked(track) for track in tracks]
+        counts = [a.counts for a in asked]
+        committed = [rows - d for some in counts for d, rows in enumerate(some)]
+        if tracks[0].width > len(self.modules) or sum(committed) > _AT_ONCE or min(committed) < 1:
+            return None
+        return Leads([track.request for track in tracks], asked, counts, joined(carried(tracks)))
+
+    def follow(self, before: Seen, leads: Leads, gone: Gone) -> None:
+        if any(before.count):
+            self.observe(before)
+        tracks = [self.tracks[request.row] for request in leads.requests]
+        lengths = [first + count + 1 for first, count in zip(before.first, before.count, strict=True)]
+        readings = [
+            Reading(track, d, rows, length)
+            for d, sizes in enumerate(gone.sizes)
+            for track, rows, length in zip(tracks, sizes, lengths, strict=False)
+            if track.width > d
+        ]
+        self.keep(note(readings, gone.outputs, self.pool.block_size), gone.outputs)
 
     def readable(self, track: Track) -> int:
         """The committed tokens that have a slot."""
@@ -327,15 +331,13 @@ class MTPDrafter:
         parts = [part for part in parts if part.tokens]
         if not parts:
             return [], self.kept[0, :0]
-        pieces = [piece for part in parts for piece in part.take()]
-        features = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        features = joined([piece for part in parts for piece in part.take()])
         rows = [Row(p.tokens, p.start, p.track.blocks, p.track.strands[d - 1].first) for p in parts]
         counts = [part.wanted for part in parts]
         drafting = [(part.track, end - 1) for part, end in zip(parts, accumulate(counts), strict=True) if part.drafts]
         out, ends = self.forward(d, rows, features, [end for _, end in drafting], counts)
         found = self.choose(d, [track for track, _ in drafting], ends, deeper)
-        if self.prefix_caching:
-            self.keep(zip(parts, accumulate(counts, initial=0), strict=False), out)
+        self.keep(zip(parts, accumulate(counts, initial=0), strict=False), out)
         if d < len(self.modules):
             long = out.shape[0] > LONG
             for part, outputs in zip(parts, out.split(counts), strict=True):
@@ -379,9 +381,9 @@ class MTPDrafter:
 
     def keep(self, parts: Iterable[tuple[Part, int]], outputs: Tensor) -> None:
         """What modules made of the last slots of blocks, beside the blocks. parts: with the rows of `outputs` where
-        they begin."""
+        they begin. Where no block is found again, nothing is kept."""
         depths, ended, rows = [], [], []
-        for part, first in parts:
+        for part, first in parts if self.prefix_caching else ():
             for row, block in part.ended_blocks(self.pool.block_size):
                 self.known[part.depth - 1][block] = part.track.firsts(part.depth)
                 if part.depth < len(self.kept) and not part.silent:
@@ -390,11 +392,3 @@ class MTPDrafter:
                     rows.append(first + row)
         if rows:
             self.kept[depths, ended] = outputs[rows]
-
-
-def as_asked(track: Track) -> Asked:
-    strands = track.strands[: track.width]
-    firsts = [max(d, strand.first) for d, strand in enumerate(strands, 1)]
-    request, starts = track.request, [strand.start for strand in strands]
-    heat = request.params.heat or 0.0
-    return Asked(track.width, request.tokens, starts, firsts, track.blocks, request.seed, heat, track.silent)

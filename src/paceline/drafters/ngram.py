@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from paceline.config import EngineConfig
-from paceline.drafters.base import Deeper, Seen
+from paceline.drafters.base import Deeper, OnHost, Seen
 from paceline.request import Request
 from paceline.spec.proposal import Proposal
 
 
-class NgramDrafter:
+class NgramDrafter(OnHost):
     """Drafts chains from each request's own text. It needs no model and no memory but an index per running request."""
 
     name = "ngram"

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from paceline.config import EngineConfig
-from paceline.drafters.base import Deeper, Seen
+from paceline.drafters.base import Deeper, OnHost, Seen
 from paceline.request import Request
 from paceline.spec.proposal import Proposal
 
 
-class NoDrafter:
+class NoDrafter(OnHost):
     """Proposes nothing. It exists so that plain decoding is the same path as speculation, at width 0."""
 
     name = "none"

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
 
-from paceline.drafters.base import Deeper, Drafter, Seen
+from paceline.drafters.base import Deeper, Drafter, OnHost, Seen
 from paceline.request import Request
 from paceline.spec.proposal import Proposal
 
 
-class SeveralDrafters:
+class SeveralDrafters(OnHost):
     """Each member hears of its own requests only, so the others cost it nothing. A request that names nobody here gets
     no drafts. Example: members mtp and ngram are the drafter "mtp,ngram"."""
 
@@ -51,7 +51,7 @@ class SeveralDrafters:
 
 def _part(seen: Seen, chosen: list[int]) -> Seen:
     """What was seen of some of the requests."""
-    lists = [field.name for field in fields(Seen) if field.name != "hidden"]
+    lists = [field.name for field in fields(Seen) if field.name not in ("hidden", "rounds")]
     mine: dict[str, Any] = {name: [getattr(seen, name)[r] for r in chosen] for name in lists}
     return replace(seen, **mine)
 

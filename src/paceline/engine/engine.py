@@ -11,6 +11,7 @@ from torch import Tensor
 from paceline.batch import ForwardBatch
 from paceline.drafters.base import Drafter
 from paceline.engine.admit import NOBODY, Limits, chosen_drafter, make_requests
+from paceline.engine.ahead import Ahead
 from paceline.engine.assemble import accepted_slots, assemble, offered, seen, taken
 from paceline.engine.canary import Canary
 from paceline.engine.plan import StepOutput
@@ -68,6 +69,7 @@ class Engine:
         self.stats, self.canary = EngineStats(draft_quantization=drafter.quantization), Canary(drafter.suspects)
         self.policy = TimedPolicy(scheduler.policy)
         self.stats.policy, scheduler.widths = self.policy.as_dict, self.policy.widths
+        self.ahead: Ahead | None = None
 
     def preallocate(self) -> None:
         """Takes the memory of all KV blocks before the first request, so that none waits for it and its use is flat."""
@@ -123,6 +125,8 @@ class Engine:
         policy.start()
         plan = self.scheduler.plan()
         lap("schedule")
+        if self.ahead is not None:
+            self.ahead(plan, policy, self.stats)
         proposal = policy.cut(plan, self.drafter.propose(plan.ready, plan.widths, policy.deeper(plan.widths)))
         proposal = with_forced(proposal, plan.ready, plan.rooms)
         for row in plan.left:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from paceline.drafters.base import Deeper, Drafter, Seen
+from paceline.drafters.base import Deeper, Drafter, OnHost, Seen
 from paceline.engine.engine import Engine
 from paceline.engine.stats import EngineStats
 from paceline.request import Request, SamplingParams
@@ -35,7 +35,7 @@ SECONDS = 6.0  # after so long the larger batches stay as they are estimated
 class Script:
     """A width policy that spreads `extra` drafts over the batch, and remembers what the step told."""
 
-    listens, asks = True, False
+    listens, asks, idle = True, False, 0
 
     def __init__(self, most: int) -> None:
         self.most, self.extra = most, 0
@@ -53,6 +53,9 @@ class Script:
     def cut(self, requests: list[Request], drafted: list[int]) -> list[int]:
         return drafted
 
+    def skip(self, steps: int) -> None:
+        """None is skipped."""
+
     def learn(self, facts: StepFacts) -> None:
         self.facts = facts
 
@@ -60,7 +63,7 @@ class Script:
         return {}
 
 
-class Filling:
+class Filling(OnHost):
     """A drafter whose proposals are filled up to their width with random tokens: rows cost the same, guessed or not."""
 
     def __init__(self, drafter: Drafter, vocab_size: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
@@ -41,6 +41,13 @@ class EngineStats:
         now = perf_counter()
         self.seconds[part] += now - self._last
         self._last = now
+
+    def split(self, seconds: Sequence[float]) -> None:
+        """The time since the last lap is that of a call which says how long it drafted, ran the target, and did all
+        else."""
+        for part, spent in zip(("draft", "target", "verify"), seconds, strict=True):
+            self.seconds[part] += spent
+            self._last += spent
 
     def count_step(self, read: int, emitted: int) -> None:
         """A pass over `read` tokens, drafts included, that brought `emitted` tokens."""

@@ -103,6 +103,17 @@ class Ending:
         self._shortest = request.num_prompt + params.min_tokens
         self._stop = frozenset(params.stop_token_ids) | frozenset(() if params.ignore_eos else eos_token_ids)
         self._plain = self._grammar is None and not (text is not None and text.may_stop)
+        self.tokens = tuple(self._stop)
+
+    @property
+    def plain(self) -> bool:
+        """Whether nothing but one of `tokens` and lengths can end it."""
+        return self._plain
+
+    def extend(self, tokens: list[int]) -> None:
+        """Tokens that do not end it."""
+        if self.text is not None:
+            self.text.extend(tokens)
 
     def cut(self, length: int, emitted: list[int]) -> tuple[list[int], str | None]:
         """What is kept of the tokens that follow the first `length` ones, and the finish reason if it ends there.

@@ -45,6 +45,16 @@ class TimedPolicy:
         self._think(now)
         return found
 
+    @property
+    def idle(self) -> int:
+        """How many steps like this one may go ahead of it, none of which the policy wants to hear of."""
+        return 0 if self.policy.asks else self.policy.idle
+
+    def skip(self, steps: int) -> None:
+        """So many did."""
+        self._steps += steps
+        self.policy.skip(steps)
+
     def deeper(self, widths: list[int]) -> Deeper | None:
         """Drafting begins; what the drafter asks on the way. Where nobody may draft more than once, it need not ask."""
         self._asking = self.policy.asks and max(widths, default=0) > 0

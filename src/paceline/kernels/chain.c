@@ -4,61 +4,7 @@
 #include "bf16.h"
 
 #ifdef TILES
-#include "native.h"
-
-enum { FEW_ROWS = 4, MANY_ROWS = 16 }; /* of a request in a tile; as in heads.py */
-
-/* head [vocab, hidden] as packed_linear reads it, with codes or not, bias [vocab] or none; pool: where the module keeps
- * what it reads. */
-typedef struct {
-    const Module *module;
-    const void *head;
-    const bf16 *bias;
-    bf16 *pool;
-    long codes;
-} Depth;
-
-/* hashes [vocab]: of the token ids; block_size slots in a block; window: as attend_heads takes it. */
-typedef struct {
-    const Depth *depths;
-    const int32_t *hashes;
-    long count, hidden, vocab, block_size, window;
-} Chain;
-
-/* One request: `length` committed tokens, those from place `known` on at tokens + token; its blocks at blocks + table.
- * seed: of its noise. silent: of its last module only the last output is wanted. */
-typedef struct {
-    int64_t width, length, known, token, table, seed, silent;
-} Asked;
-
-/* A module's rows of a request begin at slot `start`; it sees those from `first` on. Features wait for the rows before
- * those that it reads of the module before; for the first module, for all. */
-typedef struct {
-    int64_t start, first;
-} Way;
-
-/* What a call works on; drafts [width, asked], ways [depths, asked]; ends: of each request, behind its last output. room:
- * for a module, behind the logits. */
-typedef struct {
-    const Asked *requests;
-    const Way *ways;
-    const int64_t *tokens;
-    int64_t *blocks, *drafts;
-    const float *heats;
-    float *scratch;
-    long asked;
-    int64_t *row_tokens, *positions, *slots, *index;
-    const bf16 **ends;
-    uint64_t *places;
-    bf16 *features, *last, *logits;
-    void *room;
-} Work;
-
-/* A pass of a module, the rows of it that are wanted, and the features that wait for the passes behind it. */
-typedef struct {
-    Pass all, wanted;
-    const bf16 *carried;
-} Laid;
+#include "chain.h"
 
 /* A request's rows in a pass of module `depth`, the places start .. end - 1, from row `to` of all on. */
 static void lay_rows(const Work *w, long r, long depth, long start, long end, long block_size, long to) {
@@ -128,7 +74,18 @@ static void take_last(const Chain *m, const Work *w, long t, Rows mine, const bf
     }
 }
 
-static void chain_part(const Chain *m, const Work *w, Laid *at, bf16 *outputs, const Team *team) {
+/* room: chain.py counts it. */
+HIDDEN Work chain_work(const Chain *m, const Asked *requests, const Way *ways, const int64_t *tokens, int64_t *blocks,
+                       const float *heats, int64_t *drafts, float *scratch, void *room, long asked, long most) {
+    int64_t *columns = room;
+    const bf16 **ends = (const bf16 **)(columns + 4 * most);
+    uint64_t *places = (uint64_t *)(ends + asked);
+    bf16 *features = (bf16 *)(places + 2 * asked), *last = features + most * m->hidden, *logits = last + asked * m->hidden;
+    return (Work){requests, ways, tokens, blocks, drafts, heats, scratch, asked, columns, columns + most,
+                  columns + 2 * most, columns + 3 * most, ends, places, features, last, logits, logits + asked * m->vocab};
+}
+
+HIDDEN void chain_part(const Chain *m, const Work *w, Laid *at, bf16 *outputs, const Team *team) {
     for (long t = 1, left = w->asked; t <= w->requests->width; t++) {
         while (w->requests[left - 1].width < t) left--;
         const Depth *depth = m->depths + (t < m->count ? t : m->count) - 1;
@@ -156,12 +113,7 @@ static void chain_part(const Chain *m, const Work *w, Laid *at, bf16 *outputs, c
 void draft_chain(const Chain *m, const Asked *requests, const Way *ways, const int64_t *tokens, int64_t *blocks,
                  const float *heats, const bf16 *carried, bf16 *outputs, int64_t *drafts, float *scratch, void *room,
                  long asked, long most, int threads) {
-    int64_t *columns = room;
-    const bf16 **ends = (const bf16 **)(columns + 4 * most);
-    uint64_t *places = (uint64_t *)(ends + asked);
-    bf16 *features = (bf16 *)(places + 2 * asked), *last = features + most * m->hidden, *logits = last + asked * m->hidden;
-    const Work w = {requests, ways, tokens, blocks, drafts, heats, scratch, asked, columns, columns + most,
-                    columns + 2 * most, columns + 3 * most, ends, places, features, last, logits, logits + asked * m->vocab};
+    const Work w = chain_work(m, requests, ways, tokens, blocks, heats, drafts, scratch, room, asked, most);
     Laid at = {.carried = carried};
     TOGETHER(threads, chain_part(m, &w, &at, outputs, team));
 }

@@ -104,7 +104,7 @@ class Chain:
         room = self.rooms.layers.of(max(rows) * self.per_row + requests * self.per_request + self.once)
         scratch = self.rooms.scratch.of(heads.scratch_bytes(longest, threads))
         drafts = array("q", bytes(8 * width * requests))
-        heats, (numbers, offsets) = array("f", [a.heat for a in asked]), _numbers(asked)
+        heats, (numbers, offsets) = array("f", [a.heat for a in asked]), numbers_of(asked, requests)
         lists = [numbers.buffer_info()[0] + 8 * offset for offset in offsets]
         native.call(
             "draft_chain", self.where, *lists, heats.buffer_info()[0], carried.data_ptr(), outputs.data_ptr(),
@@ -113,20 +113,25 @@ class Chain:
         return outputs, drafts.tolist()
 
 
-def _numbers(asked: Sequence[Asked]) -> tuple[array[int], tuple[int, int, int, int]]:
-    """What draft_chain reads of the requests, and where in it begin requests, ways, tokens and blocks."""
+def numbers_of(
+    asked: Sequence[Asked], drafting: int, spare: Sequence[int] = ()
+) -> tuple[array[int], tuple[int, int, int, int]]:
+    """What chain.c reads of the requests, of which the first `drafting` draft, and where in it begin requests, ways,
+    tokens and blocks. spare: room behind each one's tokens."""
     about: list[int] = []
     tokens: list[int] = []
     blocks: list[int] = []
-    for a in asked:
-        known = min(len(a.tokens), *a.starts)
+    for r, a in enumerate(asked):
+        known = min(len(a.tokens) - 1, *a.starts) if a.starts else len(a.tokens) - 1
         about += (a.width, len(a.tokens), known, len(tokens), len(blocks), a.seed, a.silent)
         tokens += a.tokens[known:]
+        if spare:
+            tokens += [0] * spare[r]
         blocks += a.blocks
     for d in range(len(asked[0].starts)):
-        for a in asked:
+        for a in asked[:drafting]:
             about += (a.starts[d], a.firsts[d]) if d < len(a.starts) else (0, 0)
-    tables = [0] * (4 * len(asked) + 1)  # where chain.c writes those of each depth
+    tables = [0] * (4 * len(asked) + 1)  # where C writes those of each pass
     numbers = array("q", [*about, *tokens, *tables, *blocks])
     return numbers, (0, 7 * len(asked), len(about), len(numbers) - len(blocks))
 

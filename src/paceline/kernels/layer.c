@@ -30,13 +30,13 @@ struct Module {
 };
 
 /* Layers between the embedding and a norm, or none: cos, sin [places, half] by position. */
-typedef struct {
+struct Stack {
     const Layer *const *layers;
     const bf16 *table, *norm;
     const float *cos, *sin;
     long count, hidden, places, half;
     float eps;
-} Stack;
+};
 
 /* The angles of these positions, [rows, half] each, for my rows; those beyond the context mean nothing. */
 static void take_angles(const int64_t *positions, Rows rows, const float *all_cos, const float *all_sin, long places,
@@ -71,7 +71,8 @@ void decoder_layer(const Layer *m, const Pass *p, bf16 *pool, const bf16 *x, con
     TOGETHER(p->threads, layer_part(m, p, pool, x, cos, sin, out, room, team));
 }
 
-static void stack_part(const Stack *m, const Pass *p, bf16 *pool, const int64_t *tokens, const int64_t *positions, bf16 *out,
+/* As decoder_stack. Before, what it reads is there; afterwards each thread has made its own rows of out. */
+HIDDEN void stack_part(const Stack *m, const Pass *p, bf16 *pool, const int64_t *tokens, const int64_t *positions, bf16 *out,
                        void *room, long stride, const Team *team) {
     long rows = p->rows, count = rows * m->hidden;
     float *cos = room, *sin = cos + rows * m->half;

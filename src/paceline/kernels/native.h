@@ -1,4 +1,5 @@
 /* What the files call of each other. */
+#pragma once
 #include "bf16.h"
 #include "team.h"
 
@@ -53,6 +54,9 @@ static inline long wanted_row(const Pass *p, long i) { return p->wanted ? p->ind
 typedef struct HalfLayer HalfLayer;
 HIDDEN void mla_part(const HalfLayer *m, const Pass *pass, bf16 *pool, const bf16 *x, const float *cos, const float *sin,
                      bf16 *sum, bf16 *normed, bf16 *room, const Team *team);
+typedef struct Stack Stack;
+HIDDEN void stack_part(const Stack *m, const Pass *p, bf16 *pool, const int64_t *tokens, const int64_t *positions, bf16 *out,
+                       void *room, long stride, const Team *team);
 typedef struct Module Module;
 HIDDEN void module_part(const Module *m, const Pass *p, bf16 *pool, const int64_t *tokens, const int64_t *positions,
                         const bf16 *states, bf16 *out, void *room, const Team *team);

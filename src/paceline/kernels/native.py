@@ -19,9 +19,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-_FILES = ("native", "latent", "heads", "linear", "moe", "mla", "layer", "chain", "noise", "masks", "int8")
+_FILES = ("native", "latent", "heads", "linear", "moe", "mla", "layer", "chain", "rounds", "noise", "masks", "int8")
 SOURCES = tuple(Path(__file__).with_name(f"{name}.c") for name in _FILES)
-_HEADERS = ("bf16", "quick_exp", "team", "tile", "lanes", "native")
+_HEADERS = ("bf16", "quick_exp", "team", "tile", "lanes", "native", "chain")
 HEADERS = tuple(Path(__file__).with_name(f"{name}.h") for name in _HEADERS)
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-fPIC")
 MAX_HALF_ROPE, MAX_EXPERTS = 256, 256  # sizes of the arrays in native.c
@@ -49,6 +49,7 @@ SIGNATURES = {
     "decoder_stack": [_POINTER] * 7 + [_LONG],
     "mtp_module": [_POINTER] * 8,
     "draft_chain": [_POINTER] * 11 + [_LONG] * 2 + [ctypes.c_int],
+    "rounds_ahead": [_POINTER] * 2,
     "int8_linear": [_POINTER] * 5 + [_LONG] * 3 + [ctypes.c_int],
 }
 

@@ -123,6 +123,14 @@ class DecoderModel(nn.Module):
         """What `forward` returns [L, hidden] to [L, vocab], in the model's dtype."""
         return self.lm_head.forward(self.normed(hidden))
 
+    @property
+    def compiled(self) -> tuple[PackedStack, tuple[Tensor, Tensor | None]] | None:
+        """From tokens to states, and the head with its bias, each as one call reads them; None where one is no such."""
+        head = self.lm_head.packed if isinstance(self.lm_head, Linear) else None
+        if self._whole is None or head is None or head.is_mkldnn or self.raw_features:
+            return None
+        return self._whole, (head, self.lm_head.bias)
+
     def weights(self) -> dict[str, Tensor]:
         """Checkpoint name to a view of the parameter: loading copies in, export reads out. A tied head has no name."""
         named: dict[str, Tensor] = {

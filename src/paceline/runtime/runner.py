@@ -11,6 +11,8 @@ from paceline.cache.attend import PagedAttend
 from paceline.cache.pool import Pool
 from paceline.checkpoint.resolve import resolve_model
 from paceline.inference import inference
+from paceline.kernels.chain import Chain
+from paceline.kernels.rounds import Rounds
 from paceline.models.decoder import DecoderModel
 from paceline.models.mtp import MTP
 from paceline.runtime.build import load_mtp
@@ -33,6 +35,14 @@ class Runner:
     def logits(self, hidden: Tensor) -> Tensor:
         """[L, hidden] to [L, vocab]."""
         return self.model.logits(hidden)
+
+    def rounds(self, chain: Chain | None) -> Rounds | None:
+        """Rounds of drafting and verifying in one call (see `engine.ahead`); None where a part is not compiled."""
+        parts, pool = self.model.compiled, self.pool
+        if parts is None or not pool.spec.shared:
+            return None
+        stack, head = parts
+        return Rounds(stack, head, pool.memory, pool.block_size, chain)
 
     def load_mtp(
         self, num_modules: int | None = None, draft_model: str | None = None, quantization: str | None = None

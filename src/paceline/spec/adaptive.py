@@ -105,6 +105,22 @@ class AdaptiveWidth:
         """Whether it wants to learn of this step: of all at first, later of some."""
         return self._looking or bool(self._lessons)
 
+    @property
+    def idle(self) -> int:
+        """None while the batch changes, for that may become a decision."""
+        if self.listens or self._plan.unlike:
+            return 0
+        return min(self._plan.left, self.referee.unseen)
+
+    def skip(self, steps: int) -> None:
+        self._plan.left -= steps
+        self.referee.skip(steps)
+        if self._on:
+            self._age += steps
+            self.decisions.steps_on += steps
+        else:
+            self.decisions.steps_off += steps
+
     # -- the three choices
 
     def widths(self, ready: list[Request]) -> list[int]:

@@ -100,6 +100,15 @@ class Referee:
         self._left, self._done = self._left - 1, self._done + 1
         return self._left < _LOOKS
 
+    @property
+    def unseen(self) -> int:
+        """How many of the next steps it does not want to hear of."""
+        return max(0, self._left - _LOOKS)
+
+    def skip(self, steps: int) -> None:
+        """As `looks` for so many steps, of which it does not want to hear."""
+        self._left, self._done = self._left - steps, self._done + steps
+
     def learn(self, expected: float, seconds: float, clean: bool) -> bool:
         """A step of what was chosen, if it `looks`. expected: what the table says of it. clean: no prompts had a part
         in it. True: this trial has failed already, choose anew."""

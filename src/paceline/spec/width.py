@@ -61,6 +61,16 @@ class WidthPolicy(Protocol):
         """How many of the drafted tokens are worth a row of the target's pass."""
         ...
 
+    @property
+    def idle(self) -> int:
+        """How many steps like the one whose `widths` were just given may go ahead of it, none of which it would
+        `listen` to."""
+        ...
+
+    def skip(self, steps: int) -> None:
+        """So many did."""
+        ...
+
     def learn(self, facts: StepFacts) -> None: ...
 
     def as_dict(self) -> dict[str, Any]:
@@ -72,6 +82,7 @@ class FixedWidth:
     """The same number of drafts for everyone, or less where a request asks for less."""
 
     listens = asks = False
+    idle = 1 << 30
 
     def __init__(self, num_speculative_tokens: int) -> None:
         self.k = num_speculative_tokens
@@ -85,6 +96,9 @@ class FixedWidth:
 
     def cut(self, requests: list[Request], drafted: list[int]) -> list[int]:
         return drafted
+
+    def skip(self, steps: int) -> None:
+        """Nothing to count."""
 
     def learn(self, facts: StepFacts) -> None:
         """Nothing to learn."""

@@ -29,7 +29,7 @@ from paceline.spec.width import FixedWidth
 pytestmark = pytest.mark.skipif(
     not hasattr(native.library(), "rounds_ahead"), reason="this CPU has no bf16 products of our own"
 )
-BASE = EngineConfig(block_size=8, max_num_seqs=4, max_model_len=128, num_speculative_tokens=3, num_blocks=70)
+BASE = EngineConfig(block_size=8, max_num_seqs=4, max_model_len=128, num_speculative_tokens=6, num_blocks=70)
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def compare(
         assert isinstance(engine.drafter, MTPDrafter) and engine.drafter.chain is not None
         for depth in engine.drafter.chain.depths:
             few_words(depth.head)
-        engine.drafter.use = list(use)
+        engine.drafter.use = use[: len(engine.drafter.modules)]
     pairs, steps, waited = list(zip(ours, theirs, strict=True)), 0, 0
     while fast.has_unfinished:
         brought = {output.request.id: len(output.tokens) for output in fast.step()}
@@ -171,6 +171,7 @@ modes: list[dict[str, Any]] = [
     {"draft_window": 11},
     {"enable_prefix_caching": False},
     {"num_scheduler_steps": 3},
+    {"mtp_modules": 1},
     {"block_size": 4, "num_blocks": 140},
 ]
 ways: list[list[dict[str, Any]]] = [
@@ -190,7 +191,7 @@ ways: list[list[dict[str, Any]]] = [
     mode=st.sampled_from(modes),
     how=st.sampled_from(ways),
     seed=st.integers(0, 2**62),
-    choices=st.sampled_from([(0,), (1,), (0, 1), (0, 1, 2, 3), (2, 3), (0, 3)]),
+    choices=st.sampled_from([(0,), (1,), (0, 1), (0, 1, 2, 3), (2, 3), (0, 3), (5,), (0, 2, 4, 6)]),
     use=st.sampled_from([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0], [1.0, 1.0, 0.0]]),
 )
 def test_rounds_ahead_leave_what_steps_leave(
@@ -206,7 +207,7 @@ def test_rounds_ahead_leave_what_steps_leave(
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("choices", [(0,), (1,), (3,), (0, 1, 2, 3)], ids=str)
+@pytest.mark.parametrize("choices", [(0,), (1,), (3,), (0, 1, 2, 3), (0, 2, 5)], ids=str)
 @pytest.mark.parametrize("how", [[{}], [{"temperature": 0.7}, {}]], ids=["greedy", "drawn"])
 def test_the_comparison_compares(
     loaded: Loaded, choices: tuple[int, ...], how: list[dict[str, Any]], threads: int

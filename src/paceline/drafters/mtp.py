@@ -305,7 +305,7 @@ class MTPDrafter:
         asked = [as_asked(track) for track in tracks]
         counts = [a.counts for a in asked]
         committed = [rows - d for some in counts for d, rows in enumerate(some)]
-        if tracks[0].width > len(self.modules) or sum(committed) > _AT_ONCE or min(committed) < 1:
+        if sum(committed) > _AT_ONCE or min(committed) < 1:
             return None
         return Leads([track.request for track in tracks], asked, counts, joined(carried(tracks)))
 

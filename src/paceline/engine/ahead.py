@@ -59,7 +59,8 @@ class Ahead:
         done = len(gone.accepted[0])
         if not done:
             return
-        policy.skip(done)
+        by_row = {request.row: right for request, right in zip(requests, gone.accepted, strict=True)}
+        policy.went([by_row[request.row] for request in plan.ready])
         stats.steps, stats.read = stats.steps + done, stats.read + done * sum(a.width + 1 for a in told.asked)
         places = [request.cached for request in requests]
         self.scheduler.advance(plan, requests, gone.tokens, gone.accepted)

@@ -28,6 +28,7 @@ class TimedPolicy:
         self._drafts: list[list[int]] | None = None  # before they were cut
         self._steps, self._prompts = 0, 0  # since what was learned last: steps, tokens of prompts that they read
         self._after = 0  # tokens of prompts that the step before read
+        self._right: list[list[int]] = []  # of rounds ahead of this step
         self._keep: Callable[[], None] | None = None
         self._kept = perf_counter()
 
@@ -37,7 +38,7 @@ class TimedPolicy:
 
     def start(self) -> None:
         """A step begins."""
-        self._began, self._thought = perf_counter(), 0.0
+        self._began, self._thought, self._right = perf_counter(), 0.0, []
 
     def widths(self, ready: list[Request]) -> list[int]:
         now = perf_counter()
@@ -47,13 +48,14 @@ class TimedPolicy:
 
     @property
     def idle(self) -> int:
-        """How many steps like this one may go ahead of it, none of which the policy wants to hear of."""
+        """How many rounds like this step may go ahead of it."""
         return 0 if self.policy.asks else self.policy.idle
 
-    def skip(self, steps: int) -> None:
-        """So many did."""
-        self._steps += steps
-        self.policy.skip(steps)
+    def went(self, right: list[list[int]]) -> None:
+        """Rounds did; of each request that decodes, how many drafts of each round were right."""
+        self._right = right
+        self._steps += len(right[0])
+        self.policy.skip(len(right[0]))
 
     def deeper(self, widths: list[int]) -> Deeper | None:
         """Drafting begins; what the drafter asks on the way. Where nobody may draft more than once, it need not ask."""
@@ -96,7 +98,8 @@ class TimedPolicy:
         spent = now - self._began - sum(self._drafting) - self._thought
         context = sum(batch.context[: len(plan.ready)])
         agreed, clean = self._agreed(verdict, verified), not read and not before
-        facts = StepFacts(verified, agreed, context, spent, self._drafting, clean, self._steps, self._prompts)
+        since, ahead = (self._steps, self._prompts), len(self._right[0]) if self._right else 0
+        facts = StepFacts(verified, agreed, context, spent, self._drafting, clean, *since, ahead, self._right)
         self._steps = self._prompts = 0
         self.policy.learn(facts)
         if self._keep is not None and now - self._kept > KEEP_SECONDS:

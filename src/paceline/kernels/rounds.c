@@ -109,20 +109,27 @@ static int walk(const Ahead *a, const Target *t, int64_t *accepted) {
     return 1;
 }
 
-/* What modules made of committed rows is kept, and where each of them goes on. */
+/* What modules made of committed rows is kept, and where each of them goes on. Beyond the last module there is a row for
+ * each draft, of which nothing is. */
 static void keep_made(const Rounds *m, Ahead *a, const Target *t) {
     const bf16 *made = t->made;
     for (long depth = 1; a->drafting && depth <= a->lines->width; depth++)
         for (long r = 0; r < a->drafting && a->lines[r].width >= depth; r++) {
             const Asked *line = a->lines + r;
+            if (depth > m->chain->count) {
+                made += m->hidden;
+                continue;
+            }
             Trail *trail = a->trails + (depth - 1) * a->drafting + r;
             Way *way = a->ways + (depth - 1) * a->drafting + r;
-            long committed = line->length - way->start, silent = line->silent && depth == line->width;
-            if (!silent) {
+            long committed = line->length - way->start, last = line->width < m->chain->count ? line->width : m->chain->count;
+            if (line->silent && depth == last) {
+                made += m->hidden;
+            } else {
                 memcpy(a->outputs + (trail->at + trail->count) * m->hidden, made, committed * m->hidden * sizeof *made);
                 trail->count += committed;
+                made += (committed + depth - 1) * m->hidden;
             }
-            made += (silent ? 1 : committed + depth - 1) * m->hidden;
             way->start = line->length;
         }
 }
@@ -149,7 +156,7 @@ static void carry(const Rounds *m, const Ahead *a, const Target *t, const int64_
         memcpy(to, a->states + (own->at + own->count - count) * m->hidden, count * m->hidden * sizeof *to);
         to += count * m->hidden;
     }
-    for (long depth = 2; a->drafting && depth <= a->lines->width; depth++)
+    for (long depth = 2; a->drafting && depth <= m->chain->count && depth <= a->lines->width; depth++)
         for (long r = 0; r < a->drafting && a->lines[r].width >= depth; r++, to += m->hidden) {
             const Trail *trail = a->trails + (depth - 2) * a->drafting + r;
             memcpy(to, a->outputs + (trail->at + trail->count - 1) * m->hidden, m->hidden * sizeof *to);

@@ -52,23 +52,24 @@ class Batch(NamedTuple):
     carried: Tensor | None
 
     def sizes(self, most: int) -> list[list[int]]:
-        """By depth and request: rows for what that module may make of committed tokens. None where nobody reads it."""
-        depths = self.asked[0].width
+        """By module and request: rows for what it may make of committed tokens. None where nobody reads it."""
         return [
             [
-                some[d] - d + most * (a.width + 1) if d + 1 < a.width + (not a.silent) else 0
+                some[d] - d + most * (a.width + 1) if d + 1 < len(some) + (not a.silent) else 0
                 for a, some in zip(self.asked, self.counts, strict=False)
             ]
-            for d in range(depths)
+            for d in range(len(self.asked[0].starts))
         ]
 
     @property
     def made(self) -> list[int]:
-        """By depth, the most rows of a round."""
-        return [
-            sum(max(some[d], a.width + 1 + d) for a, some in zip(self.asked, self.counts, strict=False) if d < a.width)
-            for d in range(self.asked[0].width)
+        """By module, the most rows of a round; then by request those beyond the last module."""
+        pairs = list(zip(self.asked, self.counts, strict=False))
+        rows = [
+            sum(max(some[d], a.width + 1 + d) for a, some in pairs if d < len(some))
+            for d in range(len(self.asked[0].starts))
         ]
+        return rows + [a.width - len(some) for a, some in pairs]
 
 
 class Gone(NamedTuple):

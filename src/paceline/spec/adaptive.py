@@ -107,14 +107,12 @@ class AdaptiveWidth:
 
     @property
     def idle(self) -> int:
-        """None while the batch changes, for that may become a decision."""
-        if self.listens or self._plan.unlike:
-            return 0
-        return min(self._plan.left, self.referee.unseen)
+        """None while the batch changes, for that may become a decision, or where what is done is new."""
+        return 0 if self._plan.unlike or self.referee.is_fresh else self._plan.left
 
     def skip(self, steps: int) -> None:
         self._plan.left -= steps
-        self.referee.skip(steps)
+        self._looking = self.referee.looks(steps)
         if self._on:
             self._age += steps
             self.decisions.steps_on += steps
@@ -183,9 +181,12 @@ class AdaptiveWidth:
         if n and self._looking:
             drafted = self._drafted or _by_depth(facts.verified)
             expected = self.costs.step(n, extra, facts.context, drafted)
-            if self.referee.learn(expected, facts.seconds + sum(facts.drafting), facts.clean):
+            rounds, seconds = 1 + facts.rounds, facts.seconds + sum(facts.drafting)
+            if self.referee.learn(expected, seconds / rounds, facts.clean, rounds):
                 self._plan.left = 0
         for r, history in self._lessons if self._age > _WARM else ():
+            for right in facts.right[r] if facts.rounds else ():
+                self.survival.learn(history, facts.verified[r], right)
             self.survival.learn(history, facts.verified[r], facts.agreed[r])
         self._lessons = []
 

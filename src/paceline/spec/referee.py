@@ -95,25 +95,21 @@ class Referee:
         self._done, self._fresh = 0, fresh
         return way, self._left
 
-    def looks(self) -> bool:
-        """Asked once a step, as it begins: whether it wants to hear of it."""
-        self._left, self._done = self._left - 1, self._done + 1
+    def looks(self, steps: int = 1) -> bool:
+        """Asked once a step, as it begins, or of so many of one kind: whether it wants to hear of the last one."""
+        self._left, self._done = self._left - steps, self._done + steps
         return self._left < _LOOKS
 
     @property
-    def unseen(self) -> int:
-        """How many of the next steps it does not want to hear of."""
-        return max(0, self._left - _LOOKS)
+    def is_fresh(self) -> bool:
+        """Whether this step, and maybe the next, tells nothing."""
+        return self._done <= self._fresh
 
-    def skip(self, steps: int) -> None:
-        """As `looks` for so many steps, of which it does not want to hear."""
-        self._left, self._done = self._left - steps, self._done + steps
-
-    def learn(self, expected: float, seconds: float, clean: bool) -> bool:
-        """A step of what was chosen, if it `looks`. expected: what the table says of it. clean: no prompts had a part
-        in it. True: this trial has failed already, choose anew."""
+    def learn(self, expected: float, seconds: float, clean: bool, steps: int = 1) -> bool:
+        """A step of what was chosen, if it `looks`, or the mean of so many. expected: what the table says of one. clean:
+        no prompts had a part in it. True: this trial has failed already, choose anew."""
         if clean and self._done > self._fresh:
-            self._errors.append(log(max(seconds, 1e-9) / expected))
+            self._errors += [log(max(seconds, 1e-9) / expected)] * min(steps, _LOOKS)
         return self._way != self._best and self._is_hopeless()
 
     def known(self) -> dict[str, Any]:

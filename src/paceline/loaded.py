@@ -11,7 +11,7 @@ from paceline.cache.pool import Pool
 from paceline.config import EngineConfig, ModelConfig
 from paceline.drafters import build_drafter
 from paceline.engine.admit import Limits
-from paceline.engine.ahead import Ahead
+from paceline.engine.burst import Burst
 from paceline.engine.costs import step_costs
 from paceline.engine.engine import Engine
 from paceline.engine.scheduler import Scheduler
@@ -76,7 +76,7 @@ class Loaded:
         )
         rounds = runner.rounds(drafter.chain) if config.num_scheduler_steps > 1 else None
         if rounds is not None:
-            engine.ahead = Ahead(rounds, drafter, scheduler, config.num_scheduler_steps - 1)
+            engine.burst = Burst(rounds, drafter, scheduler, config.num_scheduler_steps)
         if config.num_speculative_tokens == AUTO and most:
             table, learned = step_costs(engine, config, self.target, self.path, most)
             policy = AdaptiveWidth(table, most, config.latency_weight, learned.read())

@@ -31,7 +31,7 @@ class Seen:
     `requests[r].tokens` already holds the committed token that follows each of them, unless the request ended earlier.
     rows, blocks: each request's row and block table as they were in the pass; a request that ended has given them back
     by now, but its full blocks live on in the prefix cache, and what a drafter keeps for them must be finished.
-    rounds: how many passes these were that no `propose` was for: rounds ahead of a step (`engine.ahead`).
+    rounds: how many passes these were that no `propose` was for: those of a step of several (`engine.burst`).
     """
 
     requests: list[Request]
@@ -71,7 +71,7 @@ class Seen:
 
 
 class Leads(NamedTuple):
-    """Requests that draft in rounds ahead of a step, in order of falling width, and of each what compiled modules are
+    """Requests that draft in a step of several rounds, in order of falling width, and of each what compiled modules are
     told: `counts` of rows that each of them reads first, and the features [.., hidden] that wait, as `Chain` takes
     them."""
 
@@ -86,7 +86,7 @@ class Drafter(Protocol):
     are right no more often than by chance; None where that is no surprise. `quantization`: int8, fp8 or none, as it
     runs; None where it has no weights. `pools`: the KV memory of its own. `at_once`: whether drafts of all depths are
     made in one call where nobody is asked in between; questions then cost more than they bring. `chain`: that call, if
-    it may be part of rounds ahead of a step (`engine.ahead`)."""
+    it may be part of a step of several rounds (`engine.burst`)."""
 
     name: str
     max_tokens: int
@@ -120,18 +120,18 @@ class Drafter(Protocol):
         ...
 
     def leads(self, requests: list[Request], widths: list[int]) -> Leads | None:
-        """Of these requests those whose width is not 0, for rounds ahead of a step; None where its `chain` does not
+        """Of these requests those whose width is not 0, for a step of several rounds; None where its `chain` does not
         serve."""
         ...
 
     def follow(self, before: Seen, leads: Leads, gone: Gone) -> None:
-        """Such rounds are over: what the target read in all but the last of them, and what modules made of it. What it
+        """Such a step is over: what the target read in all but the last of them, and what modules made of it. What it
         read in the last one is observed afterwards."""
         ...
 
 
 class OnHost:
-    """A drafter that takes no part in rounds ahead of a step."""
+    """A drafter that takes no part in steps of several rounds."""
 
     chain: Chain | None = None
 

@@ -91,7 +91,7 @@ class MTPDrafter:
         # By module, the share of requests that drafted with it of late; of deeper ones nothing is expected at first.
         self.use = [1.0] + [float(not adaptive)] * (depths - 1)
         self.quiet, self.asleep = 0, False  # steps in a row with few drafts; whether nothing is followed
-        self.ahead = 0  # rounds with the widths of the next step, ahead of it
+        self.rounds = 0  # of steps of several, since drafts were last proposed
         self.recent: deque[Seen] = deque(maxlen=_RECENT)  # what was seen meanwhile
 
     @classmethod
@@ -114,7 +114,7 @@ class MTPDrafter:
     # -- what the target read
 
     def observe(self, seen: Seen) -> None:
-        self.ahead += seen.rounds
+        self.rounds += seen.rounds
         long = sum(seen.count) > LONG
         if self.asleep:
             if long:
@@ -194,7 +194,7 @@ class MTPDrafter:
     def sleeps(self, requests: list[Request], widths: list[int]) -> bool:
         """Whether there are no drafts in this step: hardly anybody has wanted any lately, so nothing is followed. Who
         is back begins with the last few steps' tokens, as behind a prefix hit that nobody knows."""
-        steps, self.ahead = 1 + self.ahead, 0
+        steps, self.rounds = 1 + self.rounds, 0
         if self.asleep and not any(widths):
             return True
         if widths:
@@ -211,7 +211,7 @@ class MTPDrafter:
         if before and not self.asleep:
             while self.recent:
                 self.observe(self.recent.popleft().of_those_still_there())
-            self.ahead = 0
+            self.rounds = 0
         return self.asleep or any(request.row not in self.tracks for request in requests)
 
     def reading(self, ready: list[Track]) -> list[Track]:

@@ -11,8 +11,8 @@ from torch import Tensor
 from paceline.batch import ForwardBatch
 from paceline.drafters.base import Drafter
 from paceline.engine.admit import NOBODY, Limits, chosen_drafter, make_requests
-from paceline.engine.ahead import Ahead
 from paceline.engine.assemble import accepted_slots, assemble, offered, seen, taken
+from paceline.engine.burst import Burst
 from paceline.engine.canary import Canary
 from paceline.engine.plan import StepOutput
 from paceline.engine.prompt_logprobs import score_prompts
@@ -69,7 +69,7 @@ class Engine:
         self.stats, self.canary = EngineStats(draft_quantization=drafter.quantization), Canary(drafter.suspects)
         self.policy = TimedPolicy(scheduler.policy)
         self.stats.policy, scheduler.widths = self.policy.as_dict, self.policy.widths
-        self.ahead: Ahead | None = None
+        self.burst: Burst | None = None
 
     def preallocate(self) -> None:
         """Takes the memory of all KV blocks before the first request, so that none waits for it and its use is flat."""
@@ -125,8 +125,8 @@ class Engine:
         policy.start()
         plan = self.scheduler.plan()
         lap("schedule")
-        if self.ahead is not None:
-            self.ahead(plan, policy, self.stats)
+        if self.burst is not None and (outputs := self.burst(plan, policy, self.stats)) is not None:
+            return outputs
         proposal = policy.cut(plan, self.drafter.propose(plan.ready, plan.widths, policy.deeper(plan.widths)))
         proposal = with_forced(proposal, plan.ready, plan.rooms)
         for row in plan.left:

@@ -16,15 +16,13 @@ class Plan:
     forces behind them. reading: requests that read so many
     tokens. ending: those readers, in order, that come to the end of their tokens; each is verified as a one-node tree.
     verified: those that get a verdict, in its order: ready, then ending.
-    left: rows whose requests left since the last plan; drafters forget them once they absorbed what they observed.
-    ahead: by request's row, the tokens that rounds ahead of the step brought."""
+    left: rows whose requests left since the last plan; drafters forget them once they absorbed what they observed."""
 
     ready: list[Request]
     widths: list[int]
     reading: list[tuple[Request, int]]
     left: list[int]
     rooms: list[int] = field(default_factory=list)
-    ahead: dict[int, list[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.ending = [request for request, chunk in self.reading if request.lag == chunk]

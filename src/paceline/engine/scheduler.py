@@ -191,20 +191,20 @@ class Scheduler:
         request.preemptions += 1
         self.waiting.appendleft(request)
 
-    # -- rounds ahead of the step
+    # -- a step of several rounds
 
     def hold(self, plan: Plan, most: int) -> int:
-        """How many rounds, of at most so many, can go ahead of this step: nobody might begin to read, nobody comes to
-        the end of its length, and there are blocks for all."""
+        """How many rounds, of at most so many, this step can have: nobody might begin to read, nobody comes to the end
+        of its length, and there are blocks for all."""
         if self.waiting and self._rows:
             return 0
         for request, width in zip(plan.ready, plan.widths, strict=True):
             ending = self._endings[request.id]
             if not ending.plain:
                 return 0
-            most = min(most, (ending.longest - len(request.tokens)) // (width + 1) - 1)
+            most = min(most, (ending.longest - len(request.tokens) - 1) // (width + 1))
         for request, width in zip(plan.ready, plan.widths, strict=True):
-            if most < 1 or not self._grow(request, len(request.tokens) + (most + 1) * (width + 1)):
+            if most <= 1 or not self._grow(request, len(request.tokens) + most * (width + 1)):
                 return 0
         return most
 
@@ -212,12 +212,16 @@ class Scheduler:
         """The tokens that would end it."""
         return self._endings[request.id].tokens
 
-    def advance(self, plan: Plan, requests: list[Request], tokens: list[list[int]], accepted: list[list[int]]) -> None:
-        """What rounds brought to requests of the plan: the tokens of each, and the drafts accepted in each round."""
+    def commit_rounds(
+        self, plan: Plan, requests: list[Request], tokens: list[list[int]], accepted: list[list[int]]
+    ) -> list[StepOutput]:
+        """As `commit`, of rounds that end nobody; for these requests of the plan, in any order: the tokens of each, and
+        the drafts accepted in each round."""
         widths = {request.row: width for request, width in zip(plan.ready, plan.widths, strict=True)}
+        outputs = []
         for request, new, rights in zip(requests, tokens, accepted, strict=True):
-            read, plan.ahead[request.row] = request.cached, new
-            self._endings[request.id].extend(new)
+            ending, read = self._endings[request.id], request.cached
+            ending.extend(new)
             request.tokens += new
             request.cached = len(request.tokens) - 1
             for right in rights:
@@ -226,6 +230,8 @@ class Scheduler:
             request.stats.record_many(widths[request.row], rights)
             if request.cached // self.allocator.block_size > read // self.allocator.block_size:
                 self.allocator.register(request.blocks, request.tokens, request.cached)
+            outputs.append(StepOutput(request, new, ending.text))
+        return outputs
 
     # -- after the pass
 
@@ -253,11 +259,10 @@ class Scheduler:
                 _record(request, drafted, accepted, len(kept), reason)
                 if request.cached // self.allocator.block_size > read // self.allocator.block_size:
                     self.allocator.register(request.blocks, request.tokens, request.cached)
-            ahead = plan.ahead.get(request.row)
             if reason is not None:
                 self.running.remove(request)
                 self._finish(request, reason)
-            outputs.append(StepOutput(request, ahead + kept if ahead else kept, ending.text))
+            outputs.append(StepOutput(request, kept, ending.text))
         return outputs
 
     def _append(self, request: Request, kept: list[int], accepted: int, drafted: int) -> None:

@@ -49,9 +49,9 @@ class EngineStats:
             self.seconds[part] += spent
             self._last += spent
 
-    def count_step(self, read: int, emitted: int) -> None:
-        """A pass over `read` tokens, drafts included, that brought `emitted` tokens."""
-        self.steps += 1
+    def count_step(self, read: int, emitted: int, steps: int = 1) -> None:
+        """A pass over `read` tokens, drafts included, that brought `emitted` tokens; or so many passes."""
+        self.steps += steps
         self.read += read
         self.emitted += emitted
 

@@ -28,7 +28,6 @@ class TimedPolicy:
         self._drafts: list[list[int]] | None = None  # before they were cut
         self._steps, self._prompts = 0, 0  # since what was learned last: steps, tokens of prompts that they read
         self._after = 0  # tokens of prompts that the step before read
-        self._right: list[list[int]] = []  # of rounds ahead of this step
         self._keep: Callable[[], None] | None = None
         self._kept = perf_counter()
 
@@ -38,7 +37,7 @@ class TimedPolicy:
 
     def start(self) -> None:
         """A step begins."""
-        self._began, self._thought, self._right = perf_counter(), 0.0, []
+        self._began, self._thought = perf_counter(), 0.0
 
     def widths(self, ready: list[Request]) -> list[int]:
         now = perf_counter()
@@ -47,15 +46,9 @@ class TimedPolicy:
         return found
 
     @property
-    def idle(self) -> int:
-        """How many rounds like this step may go ahead of it."""
-        return 0 if self.policy.asks else self.policy.idle
-
-    def went(self, right: list[list[int]]) -> None:
-        """Rounds did; of each request that decodes, how many drafts of each round were right."""
-        self._right = right
-        self._steps += len(right[0])
-        self.policy.skip(len(right[0]))
+    def rounds(self) -> int:
+        """How many this step may have."""
+        return 1 if self.policy.asks else 1 + self.policy.idle
 
     def deeper(self, widths: list[int]) -> Deeper | None:
         """Drafting begins; what the drafter asks on the way. Where nobody may draft more than once, it need not ask."""
@@ -98,8 +91,19 @@ class TimedPolicy:
         spent = now - self._began - sum(self._drafting) - self._thought
         context = sum(batch.context[: len(plan.ready)])
         agreed, clean = self._agreed(verdict, verified), not read and not before
-        since, ahead = (self._steps, self._prompts), len(self._right[0]) if self._right else 0
-        facts = StepFacts(verified, agreed, context, spent, self._drafting, clean, *since, ahead, self._right)
+        self._tell(StepFacts(verified, agreed, context, spent, self._drafting, clean, self._steps, self._prompts), now)
+
+    def learn_rounds(self, widths: list[int], right: list[list[int]], context: int) -> None:
+        """As `learn`, of a step of several rounds. right: of each request, how many drafts of each round."""
+        rounds, clean, self._after = len(right[0]), not self._after, 0
+        self._steps += rounds
+        self.policy.skip(rounds - 1)
+        if self.policy.listens:
+            now = perf_counter()
+            spent = now - self._began - self._thought
+            self._tell(StepFacts(widths, [], context, spent, [], clean, self._steps, self._prompts, right), now)
+
+    def _tell(self, facts: StepFacts, now: float) -> None:
         self._steps = self._prompts = 0
         self.policy.learn(facts)
         if self._keep is not None and now - self._kept > KEEP_SECONDS:

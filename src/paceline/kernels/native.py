@@ -49,7 +49,7 @@ SIGNATURES = {
     "decoder_stack": [_POINTER] * 7 + [_LONG],
     "mtp_module": [_POINTER] * 8,
     "draft_chain": [_POINTER] * 11 + [_LONG] * 2 + [ctypes.c_int],
-    "rounds_ahead": [_POINTER] * 2,
+    "run_rounds": [_POINTER] * 2,
     "int8_linear": [_POINTER] * 5 + [_LONG] * 3 + [ctypes.c_int],
 }
 

@@ -47,7 +47,7 @@ typedef struct {
     float *scratch;
     void *room;
     long requests, drafting, most, rows, made, threads, done, nanoseconds[3];
-} Ahead;
+} Burst;
 
 /* A pass of the target over pending tokens and drafts, and what is made of it. */
 typedef struct {
@@ -67,13 +67,13 @@ static long now(void) {
 }
 
 /* The time since this was last asked belongs to that part. */
-static void lap(Ahead *a, Target *t, int part) {
+static void lap(Burst *a, Target *t, int part) {
     long then = t->since;
     t->since = now();
     a->nanoseconds[part] += t->since - then;
 }
 
-static void lay_target(const Rounds *m, const Ahead *a, Target *t) {
+static void lay_target(const Rounds *m, const Burst *a, Target *t) {
     long row = 0, longest = 0, n = a->requests;
     int64_t *starts = a->blocks - 4 * n - 1, *context = starts + n + 1, *first = context + n, *tables = first + n;
     for (long r = 0; r < n; r++) {
@@ -95,7 +95,7 @@ static void lay_target(const Rounds *m, const Ahead *a, Target *t) {
 }
 
 /* How many drafts of each request the target agrees with; 0 if one of the tokens that this brings would end somebody. */
-static int walk(const Ahead *a, const Target *t, int64_t *accepted) {
+static int walk(const Burst *a, const Target *t, int64_t *accepted) {
     const int64_t *chosen = t->chosen;
     for (long r = 0; r < a->requests; chosen += a->lines[r++].width + 1) {
         const Brought *own = a->brought + r;
@@ -111,7 +111,7 @@ static int walk(const Ahead *a, const Target *t, int64_t *accepted) {
 
 /* What modules made of committed rows is kept, and where each of them goes on. Beyond the last module there is a row for
  * each draft, of which nothing is. */
-static void keep_made(const Rounds *m, Ahead *a, const Target *t) {
+static void keep_made(const Rounds *m, Burst *a, const Target *t) {
     const bf16 *made = t->made;
     for (long depth = 1; a->drafting && depth <= a->lines->width; depth++)
         for (long r = 0; r < a->drafting && a->lines[r].width >= depth; r++) {
@@ -135,7 +135,7 @@ static void keep_made(const Rounds *m, Ahead *a, const Target *t) {
 }
 
 /* What is new of each request: tokens, and the states that they come from. */
-static void append(const Rounds *m, Ahead *a, const Target *t, const int64_t *accepted) {
+static void append(const Rounds *m, Burst *a, const Target *t, const int64_t *accepted) {
     for (long r = 0, row = 0; r < a->requests; row += a->lines[r++].width + 1) {
         Asked *line = a->lines + r;
         Brought *own = a->brought + r;
@@ -148,7 +148,7 @@ static void append(const Rounds *m, Ahead *a, const Target *t, const int64_t *ac
 }
 
 /* The features that modules read next: of the target what it just made, of a module its output before its next row. */
-static void carry(const Rounds *m, const Ahead *a, const Target *t, const int64_t *accepted) {
+static void carry(const Rounds *m, const Burst *a, const Target *t, const int64_t *accepted) {
     bf16 *to = t->carried;
     for (long r = 0; r < a->drafting; r++) {
         const Brought *own = a->brought + r;
@@ -163,7 +163,7 @@ static void carry(const Rounds *m, const Ahead *a, const Target *t, const int64_
         }
 }
 
-static void rounds_part(const Rounds *m, Ahead *a, const Work *w, Laid *at, Target *t, const Team *team) {
+static void rounds_part(const Rounds *m, Burst *a, const Work *w, Laid *at, Target *t, const Team *team) {
     for (;;) {
         if (a->drafting) chain_part(m->chain, w, at, t->made, team);
         if (last_to_come(team)) {
@@ -199,7 +199,7 @@ static void rounds_part(const Rounds *m, Ahead *a, const Work *w, Laid *at, Targ
 }
 
 /* rows: of a pass of the target. */
-static Target target_in(const Rounds *m, const Ahead *a, long rows, char *room, void **rest) {
+static Target target_in(const Rounds *m, const Burst *a, long rows, char *room, void **rest) {
     int64_t *columns = (int64_t *)room;
     uint64_t *places = (uint64_t *)(columns + 4 * rows);
     float *heats = (float *)(places + 2 * rows);
@@ -212,7 +212,7 @@ static Target target_in(const Rounds *m, const Ahead *a, long rows, char *room, 
 }
 
 /* Every request's next round must fit into its blocks and its part of tokens, emitted and states. */
-void rounds_ahead(const Rounds *m, Ahead *a) {
+void run_rounds(const Rounds *m, Burst *a) {
     long rows = a->requests;
     for (long r = 0; r < a->requests; r++) rows += a->lines[r].width;
     void *rest;

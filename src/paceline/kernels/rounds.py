@@ -30,8 +30,8 @@ class _Rounds(ctypes.Structure):
     )
 
 
-class _Ahead(ctypes.Structure):
-    """`Ahead` of rounds.c."""
+class _Burst(ctypes.Structure):
+    """`Burst` of rounds.c."""
 
     _fields_ = (
         *((name, _POINTER) for name in ("lines", "ways", "tokens", "blocks")),
@@ -118,22 +118,22 @@ class Rounds:
         results, places = _results(batch, spare, sizes, most)
         states, outputs = (self.rows(sum(each)) for each in (spare, map(sum, sizes)))
         heats = array("f", [a.heat for a in asked])
-        ahead = _Ahead(
+        burst = _Burst(
             *(numbers.buffer_info()[0] + 8 * offset for offset in offsets),
             *(results.buffer_info()[0] + 8 * place for place in places),
             heats.buffer_info()[0],
             *(None if x is None else x.data_ptr() for x in (batch.carried, states, outputs)),
             *self._work(batch, spare),
         )
-        ahead.most = most
-        native.call("rounds_ahead", self.where, ctypes.addressof(ahead))
-        return Gone(*_brought(ahead, results, places, len(asked)), states, outputs, sizes, _seconds(ahead))
+        burst.most = most
+        native.call("run_rounds", self.where, ctypes.addressof(burst))
+        return Gone(*_brought(burst, results, places, len(asked)), states, outputs, sizes, _seconds(burst))
 
     def rows(self, count: int) -> Tensor:
         return torch.empty(count, self.hidden, dtype=torch.bfloat16)
 
     def _work(self, batch: Batch, spare: list[int]) -> tuple[int, ...]:
-        """Scratch and room, then the sizes of `_Ahead` from `requests` on."""
+        """Scratch and room, then the sizes of `_Burst` from `requests` on."""
         asked, drafting, threads = batch.asked, len(batch.counts), torch.get_num_threads()
         rows, made, stack, chain = sum(a.width + 1 for a in asked), batch.made, self.stack, self.chain
         longest = max(len(a.tokens) + a.width + more for a, more in zip(asked, spare, strict=True))
@@ -163,15 +163,15 @@ def _results(batch: Batch, spare: list[int], sizes: list[list[int]], most: int) 
 
 
 def _brought(
-    ahead: _Ahead, results: array[int], places: tuple[int, ...], requests: int
+    burst: _Burst, results: array[int], places: tuple[int, ...], requests: int
 ) -> tuple[list[list[int]], list[list[int]], list[int]]:
     """`Gone.tokens`, `accepted` and `at`."""
     emitted, accepted = places[2], places[3]
     at, counts = results[: 4 * requests : 4].tolist(), results[1 : 4 * requests : 4].tolist()
     tokens = [results[emitted + a : emitted + a + n].tolist() for a, n in zip(at, counts, strict=True)]
-    end = accepted + ahead.done * requests
+    end = accepted + burst.done * requests
     return tokens, [results[accepted + r : end : requests].tolist() for r in range(requests)], at
 
 
-def _seconds(ahead: _Ahead) -> list[float]:
-    return [1e-9 * spent for spent in ahead.nanoseconds]
+def _seconds(burst: _Burst) -> list[float]:
+    return [1e-9 * spent for spent in burst.nanoseconds]

@@ -37,7 +37,7 @@ class Runner:
         return self.model.logits(hidden)
 
     def rounds(self, chain: Chain | None) -> Rounds | None:
-        """Rounds of drafting and verifying in one call (see `engine.ahead`); None where a part is not compiled."""
+        """Rounds of drafting and verifying in one call (see `engine.burst`); None where a part is not compiled."""
         parts, pool = self.model.compiled, self.pool
         if parts is None or not pool.spec.shared:
             return None

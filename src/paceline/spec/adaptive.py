@@ -177,17 +177,18 @@ class AdaptiveWidth:
         n, extra = len(facts.verified), sum(facts.verified)
         fading = exp(-facts.steps / _TRAFFIC)
         self._prompts = self._prompts * fading + facts.prompts
-        self._emitted = self._emitted * fading + facts.steps * (n + sum(map(min, facts.agreed, facts.verified)))
+        right = facts.rounds or [[min(pair)] for pair in zip(facts.agreed, facts.verified, strict=True)]
+        rounds = len(right[0]) if right else 1
+        self._emitted = self._emitted * fading + facts.steps * (n + sum(map(sum, right)) / rounds)
         if n and self._looking:
             drafted = self._drafted or _by_depth(facts.verified)
             expected = self.costs.step(n, extra, facts.context, drafted)
-            rounds, seconds = 1 + facts.rounds, facts.seconds + sum(facts.drafting)
+            seconds = facts.seconds + sum(facts.drafting)
             if self.referee.learn(expected, seconds / rounds, facts.clean, rounds):
                 self._plan.left = 0
         for r, history in self._lessons if self._age > _WARM else ():
-            for right in facts.right[r] if facts.rounds else ():
-                self.survival.learn(history, facts.verified[r], right)
-            self.survival.learn(history, facts.verified[r], facts.agreed[r])
+            for agreed in facts.rounds[r] if facts.rounds else (facts.agreed[r],):
+                self.survival.learn(history, facts.verified[r], agreed)
         self._lessons = []
 
     def known(self) -> dict[str, Any]:

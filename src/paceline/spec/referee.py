@@ -106,8 +106,8 @@ class Referee:
         return self._done <= self._fresh
 
     def learn(self, expected: float, seconds: float, clean: bool, steps: int = 1) -> bool:
-        """A step of what was chosen, if it `looks`, or the mean of so many. expected: what the table says of one. clean:
-        no prompts had a part in it. True: this trial has failed already, choose anew."""
+        """A step of what was chosen, if it `looks`, or the mean of so many. expected: what the table says of one.
+        clean: no prompts had a part in it. True: this trial has failed already, choose anew."""
         if clean and self._done > self._fresh:
             self._errors += [log(max(seconds, 1e-9) / expected)] * min(steps, _LOOKS)
         return self._way != self._best and self._is_hopeless()

@@ -21,8 +21,9 @@ class StepFacts:
     context: summed over the decoding requests. seconds: of all but the drafting and what the policy took; drafting:
     seconds of each depth's pass, the first with what it absorbed. clean: no prompts were read in this step nor in the
     one before, whose prompts drafters read now. steps, prompts: since it last learned, the steps and the tokens of
-    prompts that they read. rounds: how many went ahead of this step (`engine.ahead`): their time is part of `seconds`,
-    so that the step took one part in 1 + rounds of all; right[r]: of each round, how many drafts in a row were right."""
+    prompts that they read. rounds: of a step of several rounds, by request,
+    how many drafts in a row were right in each; the seconds are those of all, drafting is none, and `agreed` is empty.
+    """
 
     verified: list[int]
     agreed: list[int]
@@ -32,8 +33,7 @@ class StepFacts:
     clean: bool = True
     steps: int = 1
     prompts: int = 0
-    rounds: int = 0
-    right: list[list[int]] = field(default_factory=list)
+    rounds: list[list[int]] = field(default_factory=list)
 
 
 class WidthPolicy(Protocol):
@@ -66,7 +66,7 @@ class WidthPolicy(Protocol):
 
     @property
     def idle(self) -> int:
-        """How many rounds like the step whose `widths` were just given may go ahead of it."""
+        """How many steps like the one whose `widths` were just given may be done with it."""
         ...
 
     def skip(self, steps: int) -> None:

@@ -1,9 +1,9 @@
-"""Rounds ahead of a step: where nobody has to be asked in between, several rounds of drafting and verifying are one
-compiled call, and the step itself is the last of them. What the host does in a step is done once for all of them.
+"""A step of several rounds: where nobody has to be asked in between, drafting and verifying go on in one compiled call.
+What the host does in a step is done once for all of them.
 
-A round is left to the step if it might end a request, and there are none while somebody reads a prompt or might begin
-to, where a token's choice needs more than its logits, a temperature and a seed, and where the policy wants to hear of
-each step. Tokens come in groups of that many rounds, so that rounds of a group must not take long.
+There is none while somebody reads a prompt or might begin to, where a token's choice needs more than its logits, a
+temperature and a seed, or where the policy may change its mind. A round that might end a request is left to a step of
+its own. Tokens come in groups of so many rounds, which must not take long.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from paceline.drafters.base import Drafter, Leads, Seen
-from paceline.engine.plan import Plan
+from paceline.engine.plan import Plan, StepOutput
 from paceline.engine.scheduler import Scheduler
 from paceline.engine.stats import EngineStats
 from paceline.engine.timed import TimedPolicy
@@ -19,7 +19,7 @@ from paceline.kernels.chain import Asked
 from paceline.kernels.rounds import Batch, Gone, Rounds
 from paceline.request import Request
 
-SECONDS = 0.005  # that rounds may take, the step behind them included
+SECONDS = 0.005  # that a step's rounds may take
 
 
 @dataclass
@@ -30,43 +30,58 @@ class _Pace:
     steps: int = 0
 
     def rounds(self, stats: EngineStats) -> int:
-        """How many may go before a step: as long as all rounds took since this was last asked."""
+        """How many a step may have: in as much time as each took since this was last asked."""
         seconds, steps = sum(stats.seconds.values()), stats.steps
         each = (seconds - self.seconds) / (steps - self.steps) if steps > self.steps else SECONDS
         self.seconds, self.steps = seconds, steps
-        return int(SECONDS / max(each, 1e-9)) - 1
+        return int(SECONDS / max(each, 1e-9))
 
 
-class Ahead:
-    """rounds: the target's, with the drafter's modules if it has such. most: rounds before a step."""
+class Burst:
+    """rounds: the target's, with the drafter's modules if it has such. most: rounds of a step."""
 
     def __init__(self, rounds: Rounds, drafter: Drafter, scheduler: Scheduler, most: int) -> None:
         self.rounds, self.drafter, self.scheduler, self.most = rounds, drafter, scheduler, most
-        self._pace = _Pace()
+        self._pace, self._ending = _Pace(), False  # whether the next round will end a request
 
-    def __call__(self, plan: Plan, policy: TimedPolicy, stats: EngineStats) -> None:
-        """As many rounds with the plan's widths as there may be; the plan stays good for the step behind them."""
+    def __call__(self, plan: Plan, policy: TimedPolicy, stats: EngineStats) -> list[StepOutput] | None:
+        """All of a step with the plan's widths; None where it has to be one round, and nothing was done."""
         most = min(self._pace.rounds(stats), self.most)
-        if most < 1 or not plan.ready or not serves(plan) or (most := min(most, policy.idle)) < 1:
-            return
+        ending, self._ending = self._ending, False
+        if ending or most <= 1 or not serves(plan) or (most := min(most, policy.rounds)) <= 1:
+            return None
         most = self.scheduler.hold(plan, most)
-        if most < 1 or (batch := self._batch(plan)) is None:
-            return
-        requests, told, leads = batch
+        if most <= 1 or (found := self._batch(plan)) is None:
+            return None
+        requests, batch, leads = found
         stats.lap("assemble")
-        gone = self.rounds(told, most)
+        gone = self.rounds(batch, most)
         stats.split(gone.seconds)
         done = len(gone.accepted[0])
-        if not done:
-            return
-        by_row = {request.row: right for request, right in zip(requests, gone.accepted, strict=True)}
-        policy.went([by_row[request.row] for request in plan.ready])
-        stats.steps, stats.read = stats.steps + done, stats.read + done * sum(a.width + 1 for a in told.asked)
+        self._ending = 0 < done < most
+        return self._end(plan, policy, stats, requests, leads, gone) if done else None
+
+    def _end(
+        self,
+        plan: Plan,
+        policy: TimedPolicy,
+        stats: EngineStats,
+        requests: list[Request],
+        leads: Leads | None,
+        gone: Gone,
+    ) -> list[StepOutput]:
+        """What follows a step, of so many rounds."""
         places = [request.cached for request in requests]
-        self.scheduler.advance(plan, requests, gone.tokens, gone.accepted)
+        outputs = self.scheduler.commit_rounds(plan, requests, gone.tokens, gone.accepted)
+        done, rows = len(gone.accepted[0]), len(plan.ready) + sum(plan.widths)
+        stats.count_step(done * rows, sum(map(len, gone.tokens)), steps=done)
         stats.lap("commit")
         self._tell(requests, places, leads, gone)
         stats.lap("draft")
+        by_row = {request.row: right for request, right in zip(requests, gone.accepted, strict=True)}
+        policy.learn_rounds(plan.widths, [by_row[request.row] for request in plan.ready], sum(places))
+        stats.lap("commit")
+        return outputs
 
     def _batch(self, plan: Plan) -> tuple[list[Request], Batch, Leads | None] | None:
         """The requests in order of falling width; None where the drafter would have to do more than its modules do."""
@@ -95,7 +110,7 @@ class Ahead:
 
 def serves(plan: Plan) -> bool:
     """Whether nobody reads a prompt or has just left, and logits, temperatures and seeds say which tokens come."""
-    if plan.reading or plan.left:
+    if not plan.ready or plan.reading or plan.left:
         return False
     return all([request.params.heat is not None and not request.params.tells for request in plan.ready])
 

@@ -1,5 +1,5 @@
-"""Rounds ahead of a step leave what as many steps leave, bit for bit: tokens, statistics, caches, and what modules wait
-for."""
+"""A step of several rounds leaves what as many steps leave, bit for bit: tokens, statistics, caches, and what
+modules wait for."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from paceline.request import Request, SamplingParams
 from paceline.spec.width import FixedWidth
 
 pytestmark = pytest.mark.skipif(
-    not hasattr(native.library(), "rounds_ahead"), reason="this CPU has no bf16 products of our own"
+    not hasattr(native.library(), "run_rounds"), reason="this CPU has no bf16 products of our own"
 )
 BASE = EngineConfig(block_size=8, max_num_seqs=4, max_model_len=128, num_speculative_tokens=6, num_blocks=70)
 
@@ -84,8 +84,8 @@ def engine_of(
 ) -> tuple[Engine, list[Request]]:
     engine, requests = loaded.engine(config), []
     engine.policy.policy = policy
-    if engine.ahead is not None:
-        engine.ahead._pace = Unhurried()  # type: ignore[assignment]
+    if engine.burst is not None:
+        engine.burst._pace = Unhurried()  # type: ignore[assignment]
     for i, prompt in enumerate(prompts):
         params = SamplingParams(**{"max_tokens": 40, "ignore_eos": True, "seed": i} | how[i % len(how)])
         requests += engine.add_request(str(i), prompt, params)
@@ -108,7 +108,10 @@ def assert_same_modules(engines: list[Engine], pairs: list[tuple[Request, Reques
     assert isinstance(one, MTPDrafter) and isinstance(other, MTPDrafter)
     size, waiting = one.pool.block_size, 0
     for mine, theirs in ((a, b) for a, b in pairs if a.row in one.tracks and b.row in other.tracks):
-        strands = zip(one.tracks[mine.row].strands, other.tracks[theirs.row].strands, strict=True)
+        tracks = one.tracks[mine.row], other.tracks[theirs.row]
+        for track in tracks:
+            track.plan(0, False)  # a step of its own begins with that, and drops what will not be read
+        strands = zip(*(track.strands for track in tracks), strict=True)
         for d, (a, b) in enumerate(strands):
             assert (a.first, a.start, a.waiting, a.passed) == (b.first, b.start, b.waiting, b.passed)
             for x, y in ((a.features, b.features), (a.past, b.past)):
@@ -135,12 +138,12 @@ def compare(
     choices: tuple[int, ...],
     use: list[float],
 ) -> tuple[int, int, int]:
-    """One engine goes ahead, the other makes as many steps. Rounds that went ahead, drafts that were right, features
+    """One engine has steps of several rounds, the other of one. Rounds saved, drafts that were right, features
     that waited."""
     sizes = [config, replace(config, num_scheduler_steps=1)]
     made = [engine_of(loaded, each, Spells(seed, 7, choices), prompts, how) for each in sizes]
     (fast, ours), (slow, theirs) = made
-    assert fast.ahead is not None and slow.ahead is None
+    assert fast.burst is not None and slow.burst is None
     for engine, _ in made:
         assert isinstance(engine.drafter, MTPDrafter) and engine.drafter.chain is not None
         for depth in engine.drafter.chain.depths:
@@ -194,7 +197,7 @@ ways: list[list[dict[str, Any]]] = [
     choices=st.sampled_from([(0,), (1,), (0, 1), (0, 1, 2, 3), (2, 3), (0, 3), (5,), (0, 2, 4, 6)]),
     use=st.sampled_from([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0], [1.0, 1.0, 0.0]]),
 )
-def test_rounds_ahead_leave_what_steps_leave(
+def test_a_step_of_rounds_leaves_what_steps_leave(
     loaded: Loaded,
     prompts: list[list[int]],
     mode: dict[str, Any],
@@ -212,7 +215,7 @@ def test_rounds_ahead_leave_what_steps_leave(
 def test_the_comparison_compares(
     loaded: Loaded, choices: tuple[int, ...], how: list[dict[str, Any]], threads: int
 ) -> None:
-    """Rounds do go ahead, some drafts are right and some are not, and modules that rest have something to wait for."""
+    """There are steps of several rounds, some drafts are right, and modules that rest have something to wait for."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

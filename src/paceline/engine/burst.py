@@ -19,7 +19,7 @@ from paceline.kernels.chain import Asked
 from paceline.kernels.rounds import Batch, Gone, Rounds
 from paceline.request import Request
 
-SECONDS = 0.005  # that a step's rounds may take
+SECONDS = 0.008  # that a step's rounds may take
 
 
 @dataclass
@@ -79,7 +79,7 @@ class Burst:
         self._tell(requests, places, leads, gone)
         stats.lap("draft")
         by_row = {request.row: right for request, right in zip(requests, gone.accepted, strict=True)}
-        policy.learn_rounds(plan.widths, [by_row[request.row] for request in plan.ready], sum(places))
+        policy.learn_rounds(plan.widths, [by_row[request.row] for request in plan.ready], sum(places), gone.each)
         stats.lap("commit")
         return outputs
 

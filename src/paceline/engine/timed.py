@@ -93,15 +93,18 @@ class TimedPolicy:
         agreed, clean = self._agreed(verdict, verified), not read and not before
         self._tell(StepFacts(verified, agreed, context, spent, self._drafting, clean, self._steps, self._prompts), now)
 
-    def learn_rounds(self, widths: list[int], right: list[list[int]], context: int) -> None:
-        """As `learn`, of a step of several rounds. right: of each request, how many drafts of each round."""
+    def learn_rounds(self, widths: list[int], right: list[list[int]], context: int, spent: list[float]) -> None:
+        """As `learn`, of a step of several rounds. right: of each request, how many drafts of each round; spent: the
+        seconds of each, without what the host took for all of them."""
         rounds, clean, self._after = len(right[0]), not self._after, 0
         self._steps += rounds
         self.policy.skip(rounds - 1)
         if self.policy.listens:
             now = perf_counter()
-            spent = now - self._began - self._thought
-            self._tell(StepFacts(widths, [], context, spent, [], clean, self._steps, self._prompts, right), now)
+            seconds = now - self._began - self._thought
+            host = (seconds - sum(spent)) / rounds
+            since, each = (self._steps, self._prompts), [mine + host for mine in spent]
+            self._tell(StepFacts(widths, [], context, seconds, [], clean, *since, right, each), now)
 
     def _tell(self, facts: StepFacts, now: float) -> None:
         self._steps = self._prompts = 0

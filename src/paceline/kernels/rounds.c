@@ -32,14 +32,14 @@ typedef struct {
 /* One call for `requests` requests, in order of falling width, of which the first `drafting` have drafts: at most `most`
  * rounds, of which `done` were. lines: of what chain.h says of requests. accepted [most, requests]; trails [depths,
  * drafting]; carried: the features that wait at first; rows: most of a depth; made: outputs of all depths in a round.
- * nanoseconds: of drafting, of the target, and of all else. room: rounds.py counts it. */
+ * nanoseconds: of drafting in all, of the target, and of all else. room: rounds.py counts it. */
 typedef struct {
     Asked *lines;
     Way *ways;
     int64_t *tokens, *blocks;
     Brought *brought;
     Trail *trails;
-    int64_t *emitted, *accepted, *drafts;
+    int64_t *emitted, *accepted, *spent, *drafts;
     const int64_t *stop_tokens;
     const float *heats;
     const bf16 *carried;
@@ -57,7 +57,7 @@ typedef struct {
     float *heats;
     bf16 *hidden, *logits, *carried, *made;
     void *room;
-    long since, over;
+    long since, began, over;
 } Target;
 
 static long now(void) {
@@ -183,15 +183,19 @@ static void rounds_part(const Rounds *m, Burst *a, const Work *w, Laid *at, Targ
         choose_rows(t->logits, t->places, t->heats, m->hashes, t->chosen, 0, rows_of(team, t->pass.rows), m->vocab);
         if (last_to_come(team)) {
             int64_t *accepted = a->accepted + a->done * a->requests;
-            t->over = !walk(a, t, accepted);
-            if (!t->over) {
+            int whole = walk(a, t, accepted);
+            t->over = !whole;
+            if (whole) {
                 keep_made(m, a, t);
                 append(m, a, t, accepted);
                 carry(m, a, t, accepted);
                 at->carried = t->carried;
-                t->over = ++a->done >= a->most;
+                t->over = a->done + 1 >= a->most;
             }
             lap(a, t, 2);
+            a->spent[a->done] = t->since - t->began;
+            t->began = t->since;
+            a->done += whole;
             part_again(team);
         }
         if (t->over) return;
@@ -201,6 +205,7 @@ static void rounds_part(const Rounds *m, Burst *a, const Work *w, Laid *at, Targ
 /* rows: of a pass of the target. */
 static Target target_in(const Rounds *m, const Burst *a, long rows, char *room, void **rest) {
     int64_t *columns = (int64_t *)room;
+    long begin = now();
     uint64_t *places = (uint64_t *)(columns + 4 * rows);
     float *heats = (float *)(places + 2 * rows);
     bf16 *hidden = (bf16 *)(heats + 2 * rows), *logits = hidden + rows * m->hidden, *carried = logits + rows * m->vocab,
@@ -208,7 +213,7 @@ static Target target_in(const Rounds *m, const Burst *a, long rows, char *room, 
     *rest = (void *)(((uintptr_t)(made + a->made * m->hidden) + 63) & ~(uintptr_t)63);
     return (Target){.tokens = columns, .positions = columns + rows, .slots = columns + 2 * rows, .chosen = columns + 3 * rows,
                     .places = places, .heats = heats, .hidden = hidden, .logits = logits, .carried = carried, .made = made,
-                    .since = now()};
+                    .since = begin, .began = begin};
 }
 
 /* Every request's next round must fit into its blocks and its part of tokens, emitted and states. */

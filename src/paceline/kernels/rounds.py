@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -35,7 +35,7 @@ class _Burst(ctypes.Structure):
 
     _fields_ = (
         *((name, _POINTER) for name in ("lines", "ways", "tokens", "blocks")),
-        *((name, _POINTER) for name in ("brought", "trails", "emitted", "accepted", "drafts", "stop_tokens")),
+        *((name, _POINTER) for name in ("brought", "trails", "emitted", "accepted", "spent", "drafts", "stop_tokens")),
         *((name, _POINTER) for name in ("heats", "carried", "states", "outputs", "scratch", "room")),
         *((name, _LONG) for name in ("requests", "drafting", "most", "rows", "made", "threads", "done")),
         ("nanoseconds", _LONG * 3),
@@ -77,7 +77,7 @@ class Gone(NamedTuple):
     round, and the row of `states` [.., hidden] where the target's states before these tokens begin.
 
     outputs: of modules, depth by depth and request by request, `sizes` of rows, of which the first are what they made
-    of committed tokens. seconds: of drafting, of the target's passes, and of all else."""
+    of committed tokens. seconds: of drafting in all, of the target's passes, and of all else; each: of each round."""
 
     tokens: list[list[int]]
     accepted: list[list[int]]
@@ -86,6 +86,7 @@ class Gone(NamedTuple):
     outputs: Tensor
     sizes: list[list[int]]
     seconds: list[float]
+    each: list[float]
 
 
 class Rounds:
@@ -127,7 +128,9 @@ class Rounds:
         )
         burst.most = most
         native.call("run_rounds", self.where, ctypes.addressof(burst))
-        return Gone(*_brought(burst, results, places, len(asked)), states, outputs, sizes, _seconds(burst))
+        each = results[places[4] : places[4] + burst.done]
+        seconds = (_seconds(burst.nanoseconds), _seconds(each))
+        return Gone(*_brought(burst, results, places, len(asked)), states, outputs, sizes, *seconds)
 
     def rows(self, count: int) -> Tensor:
         return torch.empty(count, self.hidden, dtype=torch.bfloat16)
@@ -155,6 +158,7 @@ def _results(batch: Batch, spare: list[int], sizes: list[list[int]], most: int) 
         [x for one in trails for x in one],
         [0] * sum(spare),
         [0] * (most * len(asked)),
+        [0] * most,
         [0] * (asked[0].width * len(batch.counts)),
         [token for tokens in batch.stops for token in tokens],
     ]
@@ -173,5 +177,5 @@ def _brought(
     return tokens, [results[accepted + r : end : requests].tolist() for r in range(requests)], at
 
 
-def _seconds(burst: _Burst) -> list[float]:
-    return [1e-9 * spent for spent in burst.nanoseconds]
+def _seconds(nanoseconds: Iterable[int]) -> list[float]:
+    return [1e-9 * spent for spent in nanoseconds]

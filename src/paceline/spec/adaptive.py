@@ -183,8 +183,7 @@ class AdaptiveWidth:
         if n and self._looking:
             drafted = self._drafted or _by_depth(facts.verified)
             expected = self.costs.step(n, extra, facts.context, drafted)
-            seconds = facts.seconds + sum(facts.drafting)
-            if self.referee.learn(expected, seconds / rounds, facts.clean, rounds):
+            if self.referee.learn(expected, facts.spent or [facts.seconds + sum(facts.drafting)], facts.clean):
                 self._plan.left = 0
         for r, history in self._lessons if self._age > _WARM else ():
             for agreed in facts.rounds[r] if facts.rounds else (facts.agreed[r],):

@@ -76,6 +76,13 @@ class Size:
     batches: tuple[int, ...]
 
 
+# What texts are compared with: one request at a time, a token a step.
+PLAIN: dict[str, Any] = {
+    "drafter": "none",
+    "max_num_seqs": 1,
+    "enable_prefix_caching": False,
+    "num_scheduler_steps": 1,
+}
 FULL = Size(prompts=200, max_tokens=48, seeds=2, lengths=(1, 2, 3, 5, AUTO), batches=(1, 4, 16))
 QUICK = Size(prompts=6, max_tokens=32, seeds=1, lengths=(1, 3), batches=(1, 4))
 
@@ -114,7 +121,7 @@ def verify_lossless(
     llm: LLM, prompts: Sequence[Prompt], arms: Sequence[Arm], progress: Callable[[str], None] = lambda arm: None
 ) -> Report:
     """Runs all arms on the weights of `llm`; `progress` hears of every arm before it runs."""
-    reference = llm.with_options(drafter="none", max_num_seqs=1, enable_prefix_caching=False)
+    reference = llm.with_options(**PLAIN)
     expected: dict[str, list[RequestOutput]] = {}
     report = Report()
     for arm in arms:

@@ -95,16 +95,16 @@ class TimedPolicy:
 
     def learn_rounds(self, widths: list[int], right: list[list[int]], context: int, spent: list[float]) -> None:
         """As `learn`, of a step of several rounds. right: of each request, how many drafts of each round; spent: the
-        seconds of each, without what the host took for all of them."""
-        rounds, clean, self._after = len(right[0]), not self._after, 0
+        seconds of each, without what the host took for all of them: in the long run it is the same part of every time,
+        and a trial has fewer rounds to bear it."""
+        rounds, clean, self._after = len(spent), not self._after, 0
         self._steps += rounds
         self.policy.skip(rounds - 1)
         if self.policy.listens:
             now = perf_counter()
             seconds = now - self._began - self._thought
-            host = (seconds - sum(spent)) / rounds
-            since, each = (self._steps, self._prompts), [mine + host for mine in spent]
-            self._tell(StepFacts(widths, [], context, seconds, [], clean, *since, right, each), now)
+            since = self._steps, self._prompts
+            self._tell(StepFacts(widths, [], context, seconds, [], clean, *since, right, spent), now)
 
     def _tell(self, facts: StepFacts, now: float) -> None:
         self._steps = self._prompts = 0

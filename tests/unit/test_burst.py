@@ -19,6 +19,7 @@ from conftest import write_tiny
 from paceline.config import EngineConfig
 from paceline.drafters import mtp
 from paceline.drafters.mtp import MTPDrafter
+from paceline.engine.burst import _Pace
 from paceline.engine.engine import Engine
 from paceline.engine.stats import EngineStats
 from paceline.kernels import native
@@ -225,3 +226,24 @@ def test_the_comparison_compares(
     finally:
         torch.set_num_threads(before)
     assert ahead > 10 and (right > 5 or not any(choices)) and waited > 20
+
+
+def test_who_comes_is_not_kept_waiting(loaded: Loaded) -> None:
+    """Rounds follow one another only while nobody could begin to read."""
+    long = {"max_tokens": 100}
+    engine, _ = engine_of(loaded, BASE, FixedWidth(0), [[5, 6, 7]], [long])
+    engine.step()
+    engine.step()
+    before = engine.stats.steps
+    assert before > 2, "the second step was many rounds"
+    (newcomer,) = engine.add_request("later", [8, 9], SamplingParams(max_tokens=30, ignore_eos=True))
+    engine.step()
+    assert engine.stats.steps == before + 1 and newcomer.lag == 1
+
+
+def test_rounds_of_a_step_take_no_longer_than_they_may(loaded: Loaded) -> None:
+    pace, stats = _Pace(), EngineStats()
+    for steps, seconds, most in ((1, 10.0, 0), (11, 10.004, 20), (12, 10.006, 4), (14, 10.1, 0)):
+        stats.steps, stats.seconds["target"] = steps, seconds
+        assert pace.rounds(stats) in (most - 1, most)
+    assert pace.rounds(stats) == 1, "what nothing is known of is tried alone"

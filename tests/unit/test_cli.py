@@ -120,6 +120,7 @@ MISTAKES = [
     (["hi", "--device", "abacus"], "abacus"),
     (["hi", "--max-model-len", "100000"], "256"),
     (["hi", "--num-blocks", "1"], "blocks"),
+    (["hi", "--num-scheduler-steps", "0"], "num_scheduler_steps"),
     (["word " * 300], "shorten"),
     ([], "nothing to do"),
     ([""], "empty"),

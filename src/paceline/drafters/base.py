@@ -10,7 +10,7 @@ from torch import Tensor
 
 from paceline.cache.pool import Pool
 from paceline.kernels.chain import Asked, Chain
-from paceline.kernels.rounds import Gone
+from paceline.kernels.rounds import Outcome
 from paceline.request import Request
 from paceline.spec.proposal import Proposal
 
@@ -124,7 +124,7 @@ class Drafter(Protocol):
         serve."""
         ...
 
-    def follow(self, before: Seen, leads: Leads, gone: Gone) -> None:
+    def follow(self, before: Seen, leads: Leads, outcome: Outcome) -> None:
         """Such a step is over: what the target read in all but the last of them, and what modules made of it. What it
         read in the last one is observed afterwards."""
         ...
@@ -138,5 +138,5 @@ class OnHost:
     def leads(self, requests: list[Request], widths: list[int]) -> Leads | None:
         return None
 
-    def follow(self, before: Seen, leads: Leads, gone: Gone) -> None:
+    def follow(self, before: Seen, leads: Leads, outcome: Outcome) -> None:
         raise AssertionError("it leads nobody")

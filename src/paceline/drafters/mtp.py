@@ -36,7 +36,7 @@ from paceline.drafters.base import Deeper, Leads, Seen
 from paceline.errors import UserError
 from paceline.inference import inference
 from paceline.kernels.chain import pack_chain
-from paceline.kernels.rounds import Gone
+from paceline.kernels.rounds import Outcome
 from paceline.models.mtp import MTP, MTPDepth
 from paceline.request import Request
 from paceline.sampling import Sampler
@@ -309,18 +309,18 @@ class MTPDrafter:
             return None
         return Leads([track.request for track in tracks], asked, counts, joined(carried(tracks)))
 
-    def follow(self, before: Seen, leads: Leads, gone: Gone) -> None:
+    def follow(self, before: Seen, leads: Leads, outcome: Outcome) -> None:
         if any(before.count):
             self.observe(before)
         tracks = [self.tracks[request.row] for request in leads.requests]
         lengths = [first + count + 1 for first, count in zip(before.first, before.count, strict=True)]
         readings = [
             Reading(track, d, rows, length)
-            for d, sizes in enumerate(gone.sizes)
+            for d, sizes in enumerate(outcome.sizes)
             for track, rows, length in zip(tracks, sizes, lengths, strict=False)
             if track.width > d
         ]
-        self.keep(note(readings, gone.outputs, self.pool.block_size), gone.outputs)
+        self.keep(note(readings, outcome.outputs, self.pool.block_size), outcome.outputs)
 
     def readable(self, track: Track) -> int:
         """The committed tokens that have a slot."""

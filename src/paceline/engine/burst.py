@@ -16,7 +16,7 @@ from paceline.engine.scheduler import Scheduler
 from paceline.engine.stats import EngineStats
 from paceline.engine.timed import TimedPolicy
 from paceline.kernels.chain import Asked
-from paceline.kernels.rounds import Batch, Gone, Rounds
+from paceline.kernels.rounds import Batch, Outcome, Rounds
 from paceline.request import Request
 
 SECONDS = 0.008  # that a step's rounds may take
@@ -55,11 +55,11 @@ class Burst:
             return None
         requests, batch, leads = found
         stats.lap("assemble")
-        gone = self.rounds(batch, most)
-        stats.split(gone.seconds)
-        done = len(gone.accepted[0])
+        outcome = self.rounds(batch, most)
+        stats.split(outcome.seconds)
+        done = len(outcome.accepted[0])
         self._ending = 0 < done < most
-        return self._end(plan, policy, stats, requests, leads, gone) if done else None
+        return self._end(plan, policy, stats, requests, leads, outcome) if done else None
 
     def _end(
         self,
@@ -68,18 +68,18 @@ class Burst:
         stats: EngineStats,
         requests: list[Request],
         leads: Leads | None,
-        gone: Gone,
+        outcome: Outcome,
     ) -> list[StepOutput]:
         """What follows a step, of so many rounds."""
         places = [request.cached for request in requests]
-        outputs = self.scheduler.commit_rounds(plan, requests, gone.tokens, gone.accepted)
-        done, rows = len(gone.accepted[0]), len(plan.ready) + sum(plan.widths)
-        stats.count_step(done * rows, sum(map(len, gone.tokens)), steps=done)
+        outputs = self.scheduler.commit_rounds(plan, requests, outcome.tokens, outcome.accepted)
+        done, rows = len(outcome.accepted[0]), len(plan.ready) + sum(plan.widths)
+        stats.count_step(done * rows, sum(map(len, outcome.tokens)), steps=done)
         stats.lap("commit")
-        self._tell(requests, places, leads, gone)
+        self._tell(requests, places, leads, outcome)
         stats.lap("draft")
-        by_row = {request.row: right for request, right in zip(requests, gone.accepted, strict=True)}
-        policy.learn_rounds(plan.widths, [by_row[request.row] for request in plan.ready], sum(places), gone.each)
+        by_row = {request.row: right for request, right in zip(requests, outcome.accepted, strict=True)}
+        policy.learn_rounds(plan.widths, [by_row[request.row] for request in plan.ready], sum(places), outcome.each)
         stats.lap("commit")
         return outputs
 
@@ -98,14 +98,14 @@ class Burst:
         counts, carried = ([], None) if leads is None else (leads.counts, leads.carried)
         return requests, Batch(asked, stops, counts, carried), leads
 
-    def _tell(self, requests: list[Request], places: list[int], leads: Leads | None, gone: Gone) -> None:
+    def _tell(self, requests: list[Request], places: list[int], leads: Leads | None, outcome: Outcome) -> None:
         """What the target read, as if step by step: modules have read all but what the last round brought."""
-        last = [accepted[-1] + 1 for accepted in gone.accepted]
-        counts = [len(tokens) - new if leads else 0 for tokens, new in zip(gone.tokens, last, strict=True)]
+        last = [accepted[-1] + 1 for accepted in outcome.accepted]
+        counts = [len(tokens) - new if leads else 0 for tokens, new in zip(outcome.tokens, last, strict=True)]
         if leads is not None:
-            self.drafter.follow(_seen(requests, places, [0] * len(places), counts, gone), leads, gone)
-        seen = _seen(requests, places, counts, list(map(len, gone.tokens)), gone)
-        self.drafter.observe(replace(seen, rounds=len(gone.accepted[0])))
+            self.drafter.follow(_seen(requests, places, [0] * len(places), counts, outcome), leads, outcome)
+        seen = _seen(requests, places, counts, list(map(len, outcome.tokens)), outcome)
+        self.drafter.observe(replace(seen, rounds=len(outcome.accepted[0])))
 
 
 def serves(plan: Plan) -> bool:
@@ -119,10 +119,10 @@ def _as_asked(request: Request) -> Asked:
     return Asked(0, request.tokens, [], [], request.blocks, request.seed, request.params.heat or 0.0)
 
 
-def _seen(requests: list[Request], places: list[int], begin: list[int], end: list[int], gone: Gone) -> Seen:
+def _seen(requests: list[Request], places: list[int], begin: list[int], end: list[int], outcome: Outcome) -> Seen:
     """Of each request what the target read before its new tokens number begin .. end - 1."""
     first = [place + skipped for place, skipped in zip(places, begin, strict=True)]
-    at = [row + skipped for row, skipped in zip(gone.at, begin, strict=True)]
+    at = [row + skipped for row, skipped in zip(outcome.at, begin, strict=True)]
     count = [stop - start for start, stop in zip(begin, end, strict=True)]
     rows, blocks = [request.row for request in requests], [request.blocks for request in requests]
-    return Seen(requests, rows, blocks, first, count, at, gone.states)
+    return Seen(requests, rows, blocks, first, count, at, outcome.states)

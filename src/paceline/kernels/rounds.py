@@ -72,7 +72,7 @@ class Batch(NamedTuple):
         return rows + [a.width - len(some) for a, some in pairs]
 
 
-class Gone(NamedTuple):
+class Outcome(NamedTuple):
     """What rounds brought, by request, in the order in which they were asked: its tokens, the drafts accepted in each
     round, and the row of `states` [.., hidden] where the target's states before these tokens begin.
 
@@ -110,7 +110,7 @@ class Rounds:
         self.rooms = Rooms()
         self.per_row = 7 * 8 + 2 * (3 * self.hidden + self.vocab)
 
-    def __call__(self, batch: Batch, most: int) -> Gone:
+    def __call__(self, batch: Batch, most: int) -> Outcome:
         """At most that many rounds; fewer where the next one would bring a request one of its `stops`. Everybody's
         blocks have room for all of it."""
         asked, drafting = batch.asked, len(batch.counts)
@@ -130,7 +130,7 @@ class Rounds:
         native.call("run_rounds", self.where, ctypes.addressof(burst))
         each = results[places[4] : places[4] + burst.done]
         seconds = (_seconds(burst.nanoseconds), _seconds(each))
-        return Gone(*_brought(burst, results, places, len(asked)), states, outputs, sizes, *seconds)
+        return Outcome(*_brought(burst, results, places, len(asked)), states, outputs, sizes, *seconds)
 
     def rows(self, count: int) -> Tensor:
         return torch.empty(count, self.hidden, dtype=torch.bfloat16)
@@ -169,7 +169,7 @@ def _results(batch: Batch, spare: list[int], sizes: list[list[int]], most: int) 
 def _brought(
     burst: _Burst, results: array[int], places: tuple[int, ...], requests: int
 ) -> tuple[list[list[int]], list[list[int]], list[int]]:
-    """`Gone.tokens`, `accepted` and `at`."""
+    """`Outcome.tokens`, `accepted` and `at`."""
     emitted, accepted = places[2], places[3]
     at, counts = results[: 4 * requests : 4].tolist(), results[1 : 4 * requests : 4].tolist()
     tokens = [results[emitted + a : emitted + a + n].tolist() for a, n in zip(at, counts, strict=True)]

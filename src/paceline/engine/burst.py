@@ -14,12 +14,10 @@ from paceline.drafters.base import Drafter, Leads, Seen
 from paceline.engine.plan import Plan, StepOutput
 from paceline.engine.scheduler import Scheduler
 from paceline.engine.stats import EngineStats
-from paceline.engine.timed import TimedPolicy
+from paceline.engine.timed import SECONDS, TimedPolicy
 from paceline.kernels.chain import Asked
 from paceline.kernels.rounds import Batch, Outcome, Rounds
 from paceline.request import Request
-
-SECONDS = 0.008  # that a step's rounds may take
 
 
 @dataclass

@@ -14,6 +14,8 @@ from paceline.spec.proposal import Proposal, Verdict
 from paceline.spec.width import StepFacts, WidthPolicy
 
 KEEP_SECONDS = 5.0  # between two times that what was learned is kept: half a millisecond each
+SECONDS = 0.008  # that a step of several rounds may take
+_USUAL = 64  # steps since the last such one, within which a short step by itself is an exception
 
 
 class TimedPolicy:
@@ -28,6 +30,7 @@ class TimedPolicy:
         self._drafts: list[list[int]] | None = None  # before they were cut
         self._steps, self._prompts = 0, 0  # since what was learned last: steps, tokens of prompts that they read
         self._after = 0  # tokens of prompts that the step before read
+        self._single = _USUAL  # steps in a row of one round
         self._keep: Callable[[], None] | None = None
         self._kept = perf_counter()
 
@@ -81,23 +84,26 @@ class TimedPolicy:
 
     def learn(self, plan: Plan, batch: ForwardBatch, verified: list[int], verdict: Verdict) -> None:
         """The step is over: what came of it, and how long it took. What the policy took is left out: it thinks most
-        where it tries something, and would find all that is new slow."""
+        where it tries something, and would find all that is new slow. A round by itself, at a request's end, where most
+        are one of several, takes a third longer than they do, and tells nothing of them."""
         read = sum(chunk for _, chunk in plan.reading) if plan.reading else 0
-        before, self._after = self._after, read
+        before, self._after, self._single = self._after, read, self._single + 1
         self._steps, self._prompts = self._steps + 1, self._prompts + read
         if not self.policy.listens:
             return
         now = perf_counter()
         spent = now - self._began - sum(self._drafting) - self._thought
         context = sum(batch.context[: len(plan.ready)])
-        agreed, clean = self._agreed(verdict, verified), not read and not before
-        self._tell(StepFacts(verified, agreed, context, spent, self._drafting, clean, self._steps, self._prompts), now)
+        exception = self._single < _USUAL and now - self._began < SECONDS / 2
+        agreed, clean = self._agreed(verdict, verified), not (read or before or exception)
+        since = self._steps, self._prompts
+        self._tell(StepFacts(verified, agreed, context, spent, self._drafting, clean, *since), now)
 
     def learn_rounds(self, widths: list[int], right: list[list[int]], context: int, spent: list[float]) -> None:
         """As `learn`, of a step of several rounds. right: of each request, how many drafts of each round; spent: the
         seconds of each, without what the host took for all of them: in the long run it is the same part of every time,
         and a trial has fewer rounds to bear it."""
-        rounds, clean, self._after = len(spent), not self._after, 0
+        rounds, clean, self._after, self._single = len(spent), not self._after, 0, 0
         self._steps += rounds
         self.policy.skip(rounds - 1)
         if self.policy.listens:

@@ -4,7 +4,7 @@ A forecast is as good as its table, and what no table holds (caches that drafts 
 for batches of each size there are a few ways to go: no drafts, and 1, 2, 3, 5 or 8 for each request. How much longer
 each takes than forecast is believed more or less (`belief`), and the way that seems best is gone:
 
-    score = log(tokens / seconds as forecast) - error believed - (1 % if there are drafts)
+    score = log(tokens / seconds as forecast) - error believed - (3 % if there are drafts)
 
 Another way is tried for some steps where what may be learned is worth more than it costs. A look at it would move its
 difference d to the best one by a Gaussian of standard deviation s; only where that turns the sign is anything gained:
@@ -38,7 +38,7 @@ _LOOKS, _GLANCES = 8, 3  # steps that are looked at before a decision; of a tria
 _STAY, _SECONDS = 32, 0.25  # between two decisions, where nothing changes: steps, or more if they take less than that
 _ENOUGH = 2  # looks, and standard deviations, after which a trial may be hopeless
 _NOISE, _QUIET, _FOLLOWS = 0.1, 0.03, 0.1  # of one step, at first; at least; how fast its estimate follows
-_PLAIN = 0.01  # what drafts must bring, for nothing may be slower than none
+_PLAIN = 0.03  # what drafts must bring, for nothing may be slower than none
 _STALE, _MOST_KNOWN = 0.03, 256  # what is forgotten from one engine to the next; sizes that are remembered
 _KINDS = 1000  # more than there are sizes of batches that are told apart
 _UNLIKE = 0.5  # what is forgotten when a batch is judged by what is known of one e times as large

@@ -152,6 +152,8 @@ class SpeculationStats:
 
     def record_many(self, drafted: int, accepted: Sequence[int]) -> None:
         """As `record`, of several verifications of so many drafts each."""
+        if not accepted:
+            return
         self.verifications += len(accepted)
         self.emitted += sum(accepted) + len(accepted)
         self.widths.extend([0] * (drafted + 1 - len(self.widths)))

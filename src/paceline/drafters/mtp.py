@@ -312,7 +312,7 @@ class MTPDrafter:
     def follow(self, before: Seen, leads: Leads, outcome: Outcome) -> None:
         if any(before.count):
             self.observe(before)
-        tracks = [self.tracks[request.row] for request in leads.requests]
+        tracks = [self.tracks[row] for row in before.rows[: len(leads.requests)]]
         lengths = [first + count + 1 for first, count in zip(before.first, before.count, strict=True)]
         readings = [
             Reading(track, d, rows, length)

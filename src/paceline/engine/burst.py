@@ -2,8 +2,8 @@
 What the host does in a step is done once for all of them.
 
 There is none while somebody reads a prompt or might begin to, where a token's choice needs more than its logits, a
-temperature and a seed, or where the policy may change its mind. A round that might end a request is left to a step of
-its own. Tokens come in groups of so many rounds, which must not take long.
+temperature and a seed, or where the policy may change its mind. It is over when a request ends. Tokens come in groups
+of so many rounds, which must not take long.
 """
 
 from __future__ import annotations
@@ -40,13 +40,12 @@ class Burst:
 
     def __init__(self, rounds: Rounds, drafter: Drafter, scheduler: Scheduler, most: int) -> None:
         self.rounds, self.drafter, self.scheduler, self.most = rounds, drafter, scheduler, most
-        self._pace, self._ending = _Pace(), False  # whether the next round will end a request
+        self._pace = _Pace()
 
     def __call__(self, plan: Plan, policy: TimedPolicy, stats: EngineStats) -> list[StepOutput] | None:
         """All of a step with the plan's widths; None where it has to be one round, and nothing was done."""
         most = min(self._pace.rounds(stats), self.most)
-        ending, self._ending = self._ending, False
-        if ending or most <= 1 or not serves(plan) or (most := min(most, policy.rounds)) <= 1:
+        if most <= 1 or not serves(plan) or (most := min(most, policy.rounds)) <= 1:
             return None
         most = self.scheduler.hold(plan, most)
         if most <= 1 or (found := self._batch(plan)) is None:
@@ -55,9 +54,7 @@ class Burst:
         stats.lap("assemble")
         outcome = self.rounds(batch, most)
         stats.split(outcome.seconds)
-        done = len(outcome.accepted[0])
-        self._ending = 0 < done < most
-        return self._end(plan, policy, stats, requests, leads, outcome) if done else None
+        return self._end(plan, policy, stats, requests, leads, outcome)
 
     def _end(
         self,
@@ -69,15 +66,16 @@ class Burst:
         outcome: Outcome,
     ) -> list[StepOutput]:
         """What follows a step, of so many rounds."""
-        places = [request.cached for request in requests]
+        seen, places = _as_before(requests, outcome), [request.cached for request in plan.ready]
+        right = {request.row: rights for request, rights in zip(requests, outcome.accepted, strict=True)}
+        rights = [right[request.row] for request in plan.ready]
         outputs = self.scheduler.commit_rounds(plan, requests, outcome.tokens, outcome.accepted)
-        done, rows = len(outcome.accepted[0]), len(plan.ready) + sum(plan.widths)
-        stats.count_step(done * rows, sum(map(len, outcome.tokens)), steps=done)
+        rounds, rows = len(rights[0]), len(plan.ready) + sum(plan.widths)
+        stats.count_step(rounds * rows, sum(len(output.tokens) for output in outputs), steps=rounds)
         stats.lap("commit")
-        self._tell(requests, places, leads, outcome)
+        self._tell(seen, leads, outcome)
         stats.lap("draft")
-        by_row = {request.row: right for request, right in zip(requests, outcome.accepted, strict=True)}
-        policy.learn_rounds(plan.widths, [by_row[request.row] for request in plan.ready], sum(places), outcome.each)
+        policy.learn_rounds(plan.widths, rights, sum(places), outcome.each)
         stats.lap("commit")
         return outputs
 
@@ -96,14 +94,17 @@ class Burst:
         counts, carried = ([], None) if leads is None else (leads.counts, leads.carried)
         return requests, Batch(asked, stops, counts, carried), leads
 
-    def _tell(self, requests: list[Request], places: list[int], leads: Leads | None, outcome: Outcome) -> None:
-        """What the target read, as if step by step: modules have read all but what the last round brought."""
-        last = [accepted[-1] + 1 for accepted in outcome.accepted]
-        counts = [len(tokens) - new if leads else 0 for tokens, new in zip(outcome.tokens, last, strict=True)]
+    def _tell(self, seen: Seen, leads: Leads | None, outcome: Outcome) -> None:
+        """What the target read, as if step by step: modules have read all but what the last round brought. seen: all
+        of it, also what ended requests did not keep."""
+        kept = [request.cached - first for request, first in zip(seen.requests, seen.first, strict=True)]
+        before = [0] * len(kept)
         if leads is not None:
-            self.drafter.follow(_seen(requests, places, [0] * len(places), counts, outcome), leads, outcome)
-        seen = _seen(requests, places, counts, list(map(len, outcome.tokens)), outcome)
-        self.drafter.observe(replace(seen, rounds=len(outcome.accepted[0])))
+            pairs = zip(outcome.tokens, outcome.accepted, strict=True)
+            before = [len(tokens) - accepted[-1] - 1 for tokens, accepted in pairs]
+            first = replace(_part(seen, [0] * len(kept), before), rounds=0)
+            self.drafter.follow(first, leads, outcome)
+        self.drafter.observe(_part(seen, before, kept))
 
 
 def serves(plan: Plan) -> bool:
@@ -117,10 +118,18 @@ def _as_asked(request: Request) -> Asked:
     return Asked(0, request.tokens, [], [], request.blocks, request.seed, request.params.heat or 0.0)
 
 
-def _seen(requests: list[Request], places: list[int], begin: list[int], end: list[int], outcome: Outcome) -> Seen:
-    """Of each request what the target read before its new tokens number begin .. end - 1."""
-    first = [place + skipped for place, skipped in zip(places, begin, strict=True)]
-    at = [row + skipped for row, skipped in zip(outcome.at, begin, strict=True)]
-    count = [stop - start for start, stop in zip(begin, end, strict=True)]
+def _as_before(requests: list[Request], outcome: Outcome) -> Seen:
+    """What the target read, with rows and block tables as they were."""
     rows, blocks = [request.row for request in requests], [request.blocks for request in requests]
-    return Seen(requests, rows, blocks, first, count, at, outcome.states)
+    first, count = [request.cached for request in requests], list(map(len, outcome.tokens))
+    return Seen(requests, rows, blocks, first, count, outcome.at, outcome.states, len(outcome.accepted[0]))
+
+
+def _part(seen: Seen, begin: list[int], end: list[int]) -> Seen:
+    """Of each request its states number begin .. end - 1."""
+    return replace(
+        seen,
+        first=[first + skipped for first, skipped in zip(seen.first, begin, strict=True)],
+        at=[row + skipped for row, skipped in zip(seen.at, begin, strict=True)],
+        count=[stop - start for start, stop in zip(begin, end, strict=True)],
+    )

@@ -125,8 +125,9 @@ class Engine:
         policy.start()
         plan = self.scheduler.plan()
         lap("schedule")
-        if self.burst is not None and (outputs := self.burst(plan, policy, self.stats)) is not None:
-            return outputs
+        if self.burst is not None and (found := self.burst(plan, policy, self.stats)) is not None:
+            self._count_ends(found)
+            return found
         proposal = policy.cut(plan, self.drafter.propose(plan.ready, plan.widths, policy.deeper(plan.widths)))
         proposal = with_forced(proposal, plan.ready, plan.rooms)
         for row in plan.left:
@@ -157,6 +158,9 @@ class Engine:
 
     def _count(self, batch: ForwardBatch, outputs: list[StepOutput]) -> None:
         self.stats.count_step(batch.starts[-1], sum(len(output.tokens) for output in outputs))
+        self._count_ends(outputs)
+
+    def _count_ends(self, outputs: list[StepOutput]) -> None:
         for output in outputs:
             if output.request.finish_reason is not None:
                 self._count_finished(output.request)

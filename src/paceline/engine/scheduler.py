@@ -215,22 +215,23 @@ class Scheduler:
     def commit_rounds(
         self, plan: Plan, requests: list[Request], tokens: list[list[int]], accepted: list[list[int]]
     ) -> list[StepOutput]:
-        """As `commit`, of rounds that end nobody; for these requests of the plan, in any order: the tokens of each, and
-        the drafts accepted in each round."""
+        """As `commit`, of rounds of which only the last one may end somebody; for these requests of the plan, in any
+        order: the tokens of each, and the drafts accepted in each round."""
         widths = {request.row: width for request, width in zip(plan.ready, plan.widths, strict=True)}
         outputs = []
         for request, new, rights in zip(requests, tokens, accepted, strict=True):
-            ending, read = self._endings[request.id], request.cached
-            ending.extend(new)
-            request.tokens += new
-            request.cached = len(request.tokens) - 1
-            for right in rights:
+            ending, read, width = self._endings[request.id], request.cached, widths[request.row]
+            kept, reason = ending.cut(len(request.tokens), new)
+            before, last = len(new) - rights[-1] - 1, rights[-1]
+            request.tokens += kept[:before]
+            for right in rights[:-1]:
                 request.origins += range(1, right + 1)
                 request.origins.append(0)
-            request.stats.record_many(widths[request.row], rights)
-            if request.cached // self.allocator.block_size > read // self.allocator.block_size:
-                self.allocator.register(request.blocks, request.tokens, request.cached)
-            outputs.append(StepOutput(request, new, ending.text))
+            request.stats.record_many(width, rights[:-1])
+            self._append(request, kept[before:], last, width)
+            _record(request, width, last, len(kept) - before, reason)
+            self._settle(request, read, reason)
+            outputs.append(StepOutput(request, kept, ending.text))
         return outputs
 
     # -- after the pass
@@ -257,13 +258,17 @@ class Scheduler:
                 request.rejected += whole[: len(kept)]
             if r < len(offered):
                 _record(request, drafted, accepted, len(kept), reason)
-                if request.cached // self.allocator.block_size > read // self.allocator.block_size:
-                    self.allocator.register(request.blocks, request.tokens, request.cached)
-            if reason is not None:
-                self.running.remove(request)
-                self._finish(request, reason)
+            self._settle(request, read, reason)
             outputs.append(StepOutput(request, kept, ending.text))
         return outputs
+
+    def _settle(self, request: Request, read: int, reason: str | None) -> None:
+        """Blocks that became full since `read` tokens were are for others too; and a request that ends leaves."""
+        if request.cached // self.allocator.block_size > read // self.allocator.block_size:
+            self.allocator.register(request.blocks, request.tokens, request.cached)
+        if reason is not None:
+            self.running.remove(request)
+            self._finish(request, reason)
 
     def _append(self, request: Request, kept: list[int], accepted: int, drafted: int) -> None:
         if request.first_token_time is None:

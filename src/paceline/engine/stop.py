@@ -110,11 +110,6 @@ class Ending:
         """Whether nothing but one of `tokens` and lengths can end it."""
         return self._plain
 
-    def extend(self, tokens: list[int]) -> None:
-        """Tokens that do not end it."""
-        if self.text is not None:
-            self.text.extend(tokens)
-
     def cut(self, length: int, emitted: list[int]) -> tuple[list[int], str | None]:
         """What is kept of the tokens that follow the first `length` ones, and the finish reason if it ends there.
 

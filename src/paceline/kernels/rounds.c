@@ -1,6 +1,6 @@
 /* Rounds in one call: modules draft for a batch of requests, one pass of the target verifies, and what it says itself is
  * where the next round begins. Made of the other files' functions, so every token, state and slot has the same bits as where
- * each round is a step. A round that would end somebody is not done: whoever asked does it again. No state, no allocation. */
+ * each round is a step. They are over when one has brought a token that ends somebody. No state, no allocation. */
 #include "bf16.h"
 
 #ifdef TILES
@@ -94,19 +94,20 @@ static void lay_target(const Rounds *m, const Burst *a, Target *t) {
                      .block_size = m->block_size, .longest = longest, .tile = row >= MANY_ROWS * n ? MANY_ROWS : FEW_ROWS};
 }
 
-/* How many drafts of each request the target agrees with; 0 if one of the tokens that this brings would end somebody. */
+/* How many drafts of each request the target agrees with; whether one of the tokens that this brings ends somebody. */
 static int walk(const Burst *a, const Target *t, int64_t *accepted) {
     const int64_t *chosen = t->chosen;
+    int ends = 0;
     for (long r = 0; r < a->requests; chosen += a->lines[r++].width + 1) {
         const Brought *own = a->brought + r;
         long right = 0;
         while (right < a->lines[r].width && chosen[right] == a->drafts[right * a->drafting + r]) right++;
         for (long i = 0; i <= right; i++)
             for (long s = own->stops; s < own->ends; s++)
-                if (chosen[i] == a->stop_tokens[s]) return 0;
+                ends |= chosen[i] == a->stop_tokens[s];
         accepted[r] = right;
     }
-    return 1;
+    return ends;
 }
 
 /* What modules made of committed rows is kept, and where each of them goes on. Beyond the last module there is a row for
@@ -183,19 +184,15 @@ static void rounds_part(const Rounds *m, Burst *a, const Work *w, Laid *at, Targ
         choose_rows(t->logits, t->places, t->heats, m->hashes, t->chosen, 0, rows_of(team, t->pass.rows), m->vocab);
         if (last_to_come(team)) {
             int64_t *accepted = a->accepted + a->done * a->requests;
-            int whole = walk(a, t, accepted);
-            t->over = !whole;
-            if (whole) {
-                keep_made(m, a, t);
-                append(m, a, t, accepted);
-                carry(m, a, t, accepted);
-                at->carried = t->carried;
-                t->over = a->done + 1 >= a->most;
-            }
+            int ends = walk(a, t, accepted);
+            keep_made(m, a, t);
+            append(m, a, t, accepted);
+            carry(m, a, t, accepted);
+            at->carried = t->carried;
             lap(a, t, 2);
-            a->spent[a->done] = t->since - t->began;
+            a->spent[a->done++] = t->since - t->began;
             t->began = t->since;
-            a->done += whole;
+            t->over = ends || a->done == a->most;
             part_again(team);
         }
         if (t->over) return;

@@ -111,8 +111,8 @@ class Rounds:
         self.per_row = 7 * 8 + 2 * (3 * self.hidden + self.vocab)
 
     def __call__(self, batch: Batch, most: int) -> Outcome:
-        """At most that many rounds; fewer where the next one would bring a request one of its `stops`. Everybody's
-        blocks have room for all of it."""
+        """That many rounds, or fewer: none after one that brings a request one of its `stops`. Everybody's blocks have
+        room for all of it."""
         asked, drafting = batch.asked, len(batch.counts)
         spare, sizes = [most * (a.width + 1) for a in asked], batch.sizes(most)
         numbers, offsets = numbers_of(asked, drafting, spare)

@@ -52,7 +52,7 @@ def loss(
         if not left:
             way, left = referee.choose(requests, expected, seconds, AT_ONCE)
         left -= 1
-        if referee.looks() and referee.learn(seconds[way], real[way] * clock(), clean=True):
+        if referee.looks() and referee.learn(seconds[way], [real[way] * clock()], clean=True):
             left = 0
         tokens, spent = tokens + expected[way], spent + real[way]
     return 1 - tokens / spent / requests / best
@@ -106,7 +106,7 @@ def test_a_machine_that_turns_slow_confuses_nobody() -> None:
             way, left = referee.choose(8, tokens, seconds, AT_ONCE)
         left -= 1
         slow = 1.5 if number // 500 % 2 else 1.0
-        if referee.looks() and referee.learn(seconds[way], seconds[way] * slow * clock(), clean=True):
+        if referee.looks() and referee.learn(seconds[way], [seconds[way] * slow * clock()], clean=True):
             left = 0
         drafted += way > 0
     assert drafted > 2900
@@ -122,7 +122,7 @@ def test_neighbours_share_what_was_learned() -> None:
             way, steps = referee.choose(requests, tokens, seconds, AT_ONCE)
             for _ in range(steps):
                 drafted += way > 0
-                if referee.looks() and referee.learn(seconds[way], real[way], clean=True):
+                if referee.looks() and referee.learn(seconds[way], [real[way]], clean=True):
                     break
     assert drafted < 20
 
@@ -133,7 +133,7 @@ def test_steps_with_prompts_teach_nothing() -> None:
         _, steps = referee.choose(4, tokens, seconds, AT_ONCE)
         for _ in range(steps):
             referee.looks()
-            referee.learn(seconds[0], 9.0, clean=False)
+            referee.learn(seconds[0], [9.0], clean=False)
     assert referee.choose(4, tokens, seconds, AT_ONCE)[0] > 0
 
 
@@ -204,7 +204,7 @@ def test_what_is_known_of_one_kind_tells_nothing_of_another() -> None:
             chosen[kind] += [way > 0] * left
             for _ in range(left):
                 if referee.looks():
-                    referee.learn(seconds[way], took, clean=True)
+                    referee.learn(seconds[way], [took], clean=True)
     for kind, drafts in ((0, True), (1, False)):
         late = chosen[kind][len(chosen[kind]) // 2 :]
         assert late.count(drafts) > 0.9 * len(late)

@@ -20,7 +20,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from math import exp
-from statistics import median
 from typing import Any
 
 from paceline.request import Request
@@ -184,8 +183,7 @@ class AdaptiveWidth:
         if n and self._looking:
             drafted = self._drafted or _by_depth(facts.verified)
             expected = self.costs.step(n, extra, facts.context, drafted)
-            seconds = median(facts.spent) if facts.spent else facts.seconds + sum(facts.drafting)
-            if self.referee.learn(expected, seconds, facts.clean):
+            if self.referee.learn(expected, facts.spent or [facts.seconds + sum(facts.drafting)], facts.clean):
                 self._plan.left = 0
         for r, history in self._lessons if self._age > _WARM else ():
             for agreed in facts.rounds[r] if facts.rounds else (facts.agreed[r],):

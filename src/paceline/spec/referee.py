@@ -105,11 +105,11 @@ class Referee:
         """Whether this step, and maybe the next, tells nothing."""
         return self._done <= self._fresh
 
-    def learn(self, expected: float, seconds: float, clean: bool) -> bool:
-        """A step of what was chosen, if it `looks`. expected: what the table says of it. clean: no prompts had a part
-        in it. True: this trial has failed already, choose anew."""
+    def learn(self, expected: float, seconds: Sequence[float], clean: bool) -> bool:
+        """Steps of what was chosen, if it `looks`, most often one. expected: what the table says of each. clean: no
+        prompts had a part in them. True: this trial has failed already, choose anew."""
         if clean and self._done > self._fresh:
-            self._errors.append(log(max(seconds, 1e-9) / expected))
+            self._errors += [log(max(each, 1e-9) / expected) for each in seconds[-_LOOKS:]]
         return self._way != self._best and self._is_hopeless()
 
     def known(self) -> dict[str, Any]:

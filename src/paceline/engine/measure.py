@@ -35,10 +35,10 @@ SECONDS = 6.0  # after so long the larger batches stay as they are estimated
 class Script:
     """A width policy that spreads `extra` drafts over the batch, and remembers what the step told."""
 
-    listens, asks, idle = True, False, 0
+    listens, asks = True, False
 
     def __init__(self, most: int) -> None:
-        self.most, self.extra = most, 0
+        self.most, self.extra, self.idle = most, 0, 0
         self.given: list[int] = []
         self.facts: StepFacts | None = None
 
@@ -54,7 +54,7 @@ class Script:
         return drafted
 
     def skip(self, steps: int) -> None:
-        """None is skipped."""
+        """Nothing to count."""
 
     def learn(self, facts: StepFacts) -> None:
         self.facts = facts
@@ -125,7 +125,10 @@ class Measuring:
         points = {batch: found for batch, found in sorted(self._rounds(until).items()) if 0 in found}
         points = points or {1: {0: Point(1.0, 0.0, 0)}}  # no room for a step to measure: only ratios matter
         contexts, further = self._contexts(max(points))
-        curves = {batch: rising(_at_no_context(batch, found, contexts, further)) for batch, found in points.items()}
+        curves = {
+            batch: rising(_less(_at_no_context(batch, found, contexts, further), self._saved(batch, found[0])))
+            for batch, found in points.items()
+        }
         batches = sorted(curves)
         for fewer, more in list(pairwise(batches))[::-1]:
             curves[fewer] = below(curves[fewer], curves[more], more - fewer)
@@ -190,6 +193,19 @@ class Measuring:
             return None
         self.engine.step()
         return self.script.facts
+
+    def _saved(self, batch: int, alone: Point) -> float:
+        """What a step without drafts takes longer by itself than as one of several rounds: of those with drafts as
+        much, for it is the host's."""
+        self.script.extra, self.script.idle, found = 0, STEPS * ROUNDS, [alone.seconds]
+        for _ in range(STEPS):
+            facts = self._step(batch)
+            if facts is not None and not facts.prompts:
+                found += facts.spent
+        self.script.extra = batch * min(MODULES, self.script.most)
+        self._step(batch)  # memory that rounds with drafts work in is taken now
+        self.script.idle = 0
+        return max(0.0, alone.seconds - min(found))
 
     def _contexts(self, most: int) -> tuple[list[tuple[int, float]], float]:
         """Tokens of context in all, and the seconds that they take; and those for each that a further row of its
@@ -296,6 +312,11 @@ def _at_no_context(
         took = along(contexts, point.context) + further * extra / batch * point.context
         found.append((extra, max(point.seconds / 2, point.seconds - took)))
     return found
+
+
+def _less(points: list[tuple[int, float]], saved: float) -> list[tuple[int, float]]:
+    """Further rows and seconds, without that; at least half of what they were."""
+    return [(extra, max(seconds / 2, seconds - saved)) for extra, seconds in points]
 
 
 def _drafting(points: dict[int, dict[int, Point]], depth: int) -> list[tuple[int, float]]:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from paceline.drafters.base import Deeper, Drafter, OnHost, Seen
 from paceline.engine.engine import Engine
-from paceline.engine.stats import EngineStats
+from paceline.engine.stats import HOST, EngineStats
+from paceline.engine.timed import SECONDS as BURST
 from paceline.request import Request, SamplingParams
 from paceline.spec.cost import CostTable, along, curve
 from paceline.spec.proposal import Proposal, Verdict
@@ -35,10 +36,10 @@ SECONDS = 6.0  # after so long the larger batches stay as they are estimated
 class Script:
     """A width policy that spreads `extra` drafts over the batch, and remembers what the step told."""
 
-    listens, asks = True, False
+    listens, asks, idle = True, False, 0
 
     def __init__(self, most: int) -> None:
-        self.most, self.extra, self.idle = most, 0, 0
+        self.most, self.extra = most, 0
         self.given: list[int] = []
         self.facts: StepFacts | None = None
 
@@ -126,7 +127,7 @@ class Measuring:
         points = points or {1: {0: Point(1.0, 0.0, 0)}}  # no room for a step to measure: only ratios matter
         contexts, further = self._contexts(max(points))
         curves = {
-            batch: rising(_less(_at_no_context(batch, found, contexts, further), self._saved(batch, found[0])))
+            batch: rising(_less(_at_no_context(batch, found, contexts, further), self._saved(batch)))
             for batch, found in points.items()
         }
         batches = sorted(curves)
@@ -194,18 +195,16 @@ class Measuring:
         self.engine.step()
         return self.script.facts
 
-    def _saved(self, batch: int, alone: Point) -> float:
-        """What a step without drafts takes longer by itself than as one of several rounds: of those with drafts as
-        much, for it is the host's."""
-        self.script.extra, self.script.idle, found = 0, STEPS * ROUNDS, [alone.seconds]
+    def _saved(self, batch: int) -> float:
+        """What the host takes of a step, where as one of several rounds it would take next to nothing. The least of
+        some steps without drafts: with drafts it is about the same."""
+        self.script.extra, found = 0, []
         for _ in range(STEPS):
+            before = dict(self.engine.stats.seconds)
             facts = self._step(batch)
-            if facts is not None and not facts.prompts:
-                found += facts.spent
-        self.script.extra = batch * min(MODULES, self.script.most)
-        self._step(batch)  # memory that rounds with drafts work in is taken now
-        self.script.idle = 0
-        return max(0.0, alone.seconds - min(found))
+            if facts is not None and not facts.prompts and facts.seconds < BURST / 2:
+                found.append(sum(self.engine.stats.seconds[part] - before[part] for part in HOST))
+        return min(found, default=0.0) if self.engine.burst is not None else 0.0
 
     def _contexts(self, most: int) -> tuple[list[tuple[int, float]], float]:
         """Tokens of context in all, and the seconds that they take; and those for each that a further row of its

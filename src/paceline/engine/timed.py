@@ -15,7 +15,7 @@ from paceline.spec.width import StepFacts, WidthPolicy
 
 KEEP_SECONDS = 5.0  # between two times that what was learned is kept: half a millisecond each
 SECONDS = 0.008  # that a step of several rounds may take
-_USUAL = 64  # steps since the last such one, within which a short step by itself is an exception
+_USUAL = 64  # steps since the last such one, or the first of all, within which a short one by itself is an exception
 
 
 class TimedPolicy:
@@ -30,7 +30,7 @@ class TimedPolicy:
         self._drafts: list[list[int]] | None = None  # before they were cut
         self._steps, self._prompts = 0, 0  # since what was learned last: steps, tokens of prompts that they read
         self._after = 0  # tokens of prompts that the step before read
-        self._single = _USUAL  # steps in a row of one round
+        self._single = 0  # steps in a row of one round
         self._keep: Callable[[], None] | None = None
         self._kept = perf_counter()
 

@@ -93,6 +93,7 @@ INLINE void all_scores(const Pass *m, long count, const Queries *q, long head, l
 #endif
             for (; i + SCORED <= count; i += SCORED)
                 some_scores(m, SCORED, q, i, h, keys, at->keys + p, to, room, whole, more);
+            for (; i + 2 <= count; i += 2) some_scores(m, 2, q, i, h, keys, at->keys + p, to, room, whole, more);
             for (; i < count; i++) some_scores(m, 1, q, i, h, keys, at->keys + p, to, room, whole, more);
         }
 }

@@ -14,7 +14,7 @@ from paceline.spec.proposal import Proposal, Verdict
 from paceline.spec.width import StepFacts, WidthPolicy
 
 KEEP_SECONDS = 5.0  # between two times that what was learned is kept: half a millisecond each
-SECONDS = 0.008  # that a step of several rounds may take
+SECONDS = 0.016  # that a step of several rounds may take
 _USUAL = 64  # steps since the last such one, or the first of all, within which a short one by itself is an exception
 
 
@@ -94,10 +94,10 @@ class TimedPolicy:
         now = perf_counter()
         spent = now - self._began - sum(self._drafting) - self._thought
         context = sum(batch.context[: len(plan.ready)])
-        exception = self._single < _USUAL and now - self._began < SECONDS / 2
-        agreed, clean = self._agreed(verdict, verified), not (read or before or exception)
+        alone = SECONDS / 2 if self._single < _USUAL else 0.0
+        agreed, clean = self._agreed(verdict, verified), not (read or before)
         since = self._steps, self._prompts
-        self._tell(StepFacts(verified, agreed, context, spent, self._drafting, clean, *since), now)
+        self._tell(StepFacts(verified, agreed, context, spent, self._drafting, clean, *since, alone=alone), now)
 
     def learn_rounds(self, widths: list[int], right: list[list[int]], context: int, spent: list[float]) -> None:
         """As `learn`, of a step of several rounds. right: of each request, how many drafts of each round; spent: the

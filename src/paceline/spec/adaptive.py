@@ -183,7 +183,8 @@ class AdaptiveWidth:
         if n and self._looking:
             drafted = self._drafted or _by_depth(facts.verified)
             expected = self.costs.step(n, extra, facts.context, drafted)
-            if self.referee.learn(expected, facts.spent or [facts.seconds + sum(facts.drafting)], facts.clean):
+            clean = facts.clean and expected >= facts.alone  # not what it took, or only slow ones would tell
+            if self.referee.learn(expected, facts.spent or [facts.seconds + sum(facts.drafting)], clean):
                 self._plan.left = 0
         for r, history in self._lessons if self._age > _WARM else ():
             for agreed in facts.rounds[r] if facts.rounds else (facts.agreed[r],):

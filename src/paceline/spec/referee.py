@@ -30,7 +30,7 @@ from paceline.spec.belief import Belief, prior_of
 BUCKET = 1.25  # batches whose sizes differ by less than this factor are judged together
 _PLACES = (1, 2, 3, 5, 8)  # drafts for each request: the ways are few, for each costs trials
 _USE = 500  # steps for which knowledge is of use
-_CHECK, _CLEAR = 400, 0.3  # steps with drafts after which none are tried again, unless drafts are clearly better
+_CHECK, _CLEAR, _RARELY = 400, 0.3, 4  # steps with drafts after which none are tried again; of a clear lead more
 _SOON = 64  # and least steps over which a change must be earned: as many as the one before it stood
 _CREDIT, _SHARE = 40, 0.01  # what trials may lose: steps at once, and of all steps in the long run
 _FRESH, _FRESH_PLAIN, _FRESH_WAKING = 1, 4, 2  # first steps of a way that tell nothing: other drafts; none; after none
@@ -145,7 +145,8 @@ class Referee:
 
     def _tried(self, scores: list[float], best: int, changing: list[float]) -> int:
         """The way from whose trial most is to be expected, if any is worth it; else the best."""
-        if best and self._step - self._plain > _CHECK and scores[best] - scores[0] < _CLEAR:
+        often = 1 if scores[best] - scores[0] < _CLEAR else _RARELY
+        if best and self._step - self._plain > often * _CHECK:
             return 0
         found, most, price, noise = best, 0.0, 0.0, self._variance / _GLANCES
         for k, score in enumerate(scores):

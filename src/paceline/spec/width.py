@@ -22,7 +22,8 @@ class StepFacts:
     seconds of each depth's pass, the first with what it absorbed. clean: no prompts were read in this step nor in the
     one before, whose prompts drafters read now. steps, prompts: since it last learned, the steps and the tokens of
     prompts that they read. rounds: of a step of several rounds, by request,
-    how many drafts in a row were right in each; spent: the seconds of each. Its `agreed` and `drafting` are empty."""
+    how many drafts in a row were right in each; spent: the seconds of each. Its `agreed` and `drafting` are empty.
+    alone: steps that take fewer seconds come several at a time, and this one by itself: an exception."""
 
     verified: list[int]
     agreed: list[int]
@@ -34,6 +35,7 @@ class StepFacts:
     prompts: int = 0
     rounds: list[list[int]] = field(default_factory=list)
     spent: list[float] = field(default_factory=list)
+    alone: float = 0.0
 
 
 class WidthPolicy(Protocol):

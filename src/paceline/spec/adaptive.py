@@ -35,8 +35,8 @@ _QUESTION, _EACH = 8e-6, 3e-6  # seconds of asking after a depth, and for each r
 _WORTH = 0.02  # of a step's time: about what is gained by asking
 _FORGIVEN = 0.5  # what is left of requests' own histories at each decision without drafts
 _WARM = 1  # first steps with drafts in a row that teach nothing: modules have little context yet
-_YOUNG = 64  # first steps with drafts, from all of which is learned; later, from those that the referee looks at
-_LESSONS = 4  # requests a step from which survival is learned, in turn
+_YOUNG = 64  # first steps with drafts, of which much is learned; later, of those that the referee looks at
+_LESSONS = 4  # requests of such a step from which survival is learned, in turn; of all other steps one
 PATIENCE = 16  # steps with another number of requests before they count: some read prompts, and are back
 _TRAFFIC, _ANSWER = 1000, 64  # steps of which prompts are remembered; tokens that a running request may still bring
 
@@ -102,7 +102,7 @@ class AdaptiveWidth:
 
     @property
     def listens(self) -> bool:
-        """Whether it wants to learn of this step: of all at first, later of some."""
+        """Whether it wants to learn of this step: of all that have drafts."""
         return self._looking or bool(self._lessons)
 
     @property
@@ -137,8 +137,9 @@ class AdaptiveWidth:
             for request in ready
         ]
         self._switch(any(found))
-        if self._age and (self._looking or self.decisions.steps_on < _YOUNG or self.asks):
-            self._lessons = self._lessons_of(ready)
+        if self._age:
+            much = self._looking or self.decisions.steps_on < _YOUNG
+            self._lessons = self._lessons_of(ready, _LESSONS if much else 1)
         return found
 
     def deeper(self, depth: int, requests: list[Request], confidences: list[float]) -> list[bool]:
@@ -244,12 +245,12 @@ class AdaptiveWidth:
         ]
         return groups, list(members.values())
 
-    def _lessons_of(self, ready: list[Request]) -> list[tuple[int, History]]:
-        """From whom this step is learned: everybody, or some in turn; nobody where nothing is drafted."""
+    def _lessons_of(self, ready: list[Request], most: int) -> list[tuple[int, History]]:
+        """From whom this step is learned: everybody, or so many in turn."""
         n, some = len(ready), range(len(ready))
-        if n > _LESSONS and not self.asks:
-            self._turn = (self._turn + _LESSONS) % n
-            some = range(self._turn, min(self._turn + _LESSONS, n))
+        if n > most and not self.asks:
+            self._turn = (self._turn + most) % n
+            some = range(self._turn, min(self._turn + most, n))
         found = [(r, self.survival.history(ready[r])) for r in some]
         for _, history in found:
             if history.bins:

@@ -28,7 +28,7 @@ _LOG_EDGES = tuple(log(edge) for edge in _EDGES)
 _MIDDLES = tuple((low + high) / 2 for low, high in zip((0.0, *_EDGES), (*_EDGES, 1.0), strict=True))
 # Priors of depths 1, 2, 3, ...: what trained modules do, and that what is fed its own output does worse.
 _FIRST = (0.85, 0.8, 0.76, 0.72, 0.6, 0.5, 0.45, 0.4)
-_PRIOR, _KEEP = 4.0, 0.995  # the prior counts as so many drafts; a count loses 1 in 200 with each new one
+_PRIOR, _KEEP = 4.0, 0.998  # the prior counts as so many drafts; a count loses 1 in 500 with each new one
 _FADE = 0.9  # what is left of a count above the prior's with each decision that nothing is worth drafting
 _FOLLOWS, _RETURNS = 1 / 64, 0.01  # of the prior: toward each outcome, and back with each such decision
 _RATE, _DECAY = 0.1, 0.97  # of a request's shift: how fast it follows one draft, what is left of it after one

@@ -89,8 +89,7 @@ HIDDEN void chain_part(const Chain *m, const Work *w, Laid *at, bf16 *outputs, c
     for (long t = 1, left = w->asked; t <= w->requests->width; t++) {
         while (w->requests[left - 1].width < t) left--;
         const Depth *depth = m->depths + (t < m->count ? t : m->count) - 1;
-        const Product head = {w->last, depth->head, depth->bias, w->logits, 0, left, m->hidden, m->vocab, m->vocab, m->vocab,
-                              0, depth->codes};
+        const Product head = {w->last, depth->head, depth->bias, w->logits, left, m->hidden, m->vocab, depth->codes};
         if (last_to_come(team)) {
             lay(m, w, t, left, at);
             part_again(team);

@@ -104,7 +104,7 @@ HIDDEN void module_part(const Module *m, const Pass *p, bf16 *pool, const int64_
     long rows = p->rows, hidden = m->layer->hidden;
     float *cos = room, *sin = cos + rows * m->half;
     bf16 *pairs = (bf16 *)(sin + rows * m->half), *x = pairs + rows * 2 * hidden, *y = x + rows * hidden;
-    const Product join = {pairs, m->join, 0, x, 0, rows, 2 * hidden, hidden, hidden, hidden, 0, m->layer->codes};
+    const Product join = {pairs, m->join, 0, x, rows, 2 * hidden, hidden, m->layer->codes};
     Rows mine = rows_of(team, rows);
     take_angles(positions, mine, m->cos, m->sin, m->places, m->half, cos, sin);
     norm_pairs(tokens + mine.begin, m->table, states + mine.begin * hidden, m->token_norm, m->state_norm,

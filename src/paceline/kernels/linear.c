@@ -15,11 +15,6 @@ INSIDE void store(bf16 *out, __m512 sum, const bf16 *bias) {
     _mm256_storeu_si256((void *)out, (__m256i)_mm512_cvtneps_pbh(sum));
 }
 
-/* Where the outputs of a row from one of them on belong. */
-INSIDE bf16 *place_of(const Product *p, long row, long output) {
-    return p->out + (p->places ? p->places[row] : row) * p->stride + output + (output >= p->split ? p->gap : 0);
-}
-
 /* The rows from `row` on by the block that makes the outputs from `output` on. */
 INSIDE void tile(const int codes, const int rows, const Product *p, long row, long output, const byte *weight,
                  const byte *fetch, long share) {
@@ -31,7 +26,7 @@ INSIDE void tile(const int codes, const int rows, const Product *p, long row, lo
     }
     multiply(codes, rows, from, weight, p->inputs, fetch, share, sums);
     UNROLL for (int r = 0; r < rows; r++) {
-        bf16 *to = place_of(p, row + r, output);
+        bf16 *to = p->out + (row + r) * p->outputs + output;
         store(to, sums[r][0], bias);
         store(to + OUTPUTS / 2, sums[r][1], bias ? bias + OUTPUTS / 2 : 0);
     }
@@ -80,7 +75,7 @@ HIDDEN void linear_part(const Product *p, const Team *team) {
  * in int32 [32], scales in float32 [32], codes [inputs / 4, 32, 4]. Then x is lost: its rows become codes where they lie. */
 void packed_linear(bf16 *x, const void *weight, const bf16 *bias, bf16 *out, long rows, long inputs, long outputs,
                    int codes, int threads) {
-    const Product p = {x, weight, bias, out, 0, rows, inputs, outputs, outputs, outputs, 0, codes};
+    const Product p = {x, weight, bias, out, rows, inputs, outputs, codes};
     TOGETHER(threads, linear_part(&p, team));
 }
 #endif

@@ -63,13 +63,14 @@ class Paged(NamedTuple):
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes and constants of a half layer; eps is that of both norms, latent_eps that of the key's latent."""
+    """Sizes and constants of a half layer; eps is that of both norms, latent_eps that of the key's latent. root: how
+    many numbers have the latent's mean square."""
 
     hidden: int
     heads: int
     nope: int
     rope: int
-    rank: int
+    root: int
     v: int
     eps: float
     latent_eps: float
@@ -78,17 +79,15 @@ class Shape:
     @property
     def room(self) -> int:
         """Numbers that mla.c needs for a row."""
-        return 2 * self.hidden + self.heads * (self.nope + self.rope + self.v) + 2 * self.rank + self.rope
+        return 2 * self.hidden + self.heads * (2 * self.nope + self.rope + 2 * self.v) + self.root + self.rope
 
 
 class Weights(NamedTuple):
-    """norm, next_norm [hidden]: before attention, and after the sum; latent_norm [rank]. w_in: q_proj's rows, then
-    those of kv_a_proj_with_mqa; w_kv: kv_b_proj's that make keys, then those that make values; w_out: o_proj."""
+    """norm, next_norm [hidden]: before attention, and after the sum. w_in: q_proj's rows, then those of `from_state`;
+    w_out: o_proj."""
 
     norm: Tensor
     w_in: Tensor
-    latent_norm: Tensor
-    w_kv: Tensor
     w_out: Tensor
     next_norm: Tensor
 
@@ -98,7 +97,7 @@ class _HalfLayer(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in Weights._fields),
-        *((name, ctypes.c_long) for name in ("hidden", "heads", "nope", "rope", "rank", "v", "codes")),
+        *((name, ctypes.c_long) for name in ("hidden", "heads", "nope", "rope", "root", "v", "codes")),
         *((name, ctypes.c_float) for name in ("eps", "latent_eps", "scale")),
     )
 
@@ -123,16 +122,31 @@ class HalfLayer:
         return total, normed
 
 
+def from_state(down: Tensor, rope: int, norm: Tensor, up: Tensor) -> Tensor:
+    """What makes, of a normed state x, all that a row leaves in the cache: [root + rope + n, hidden], in float32. down
+    [rank + rope, hidden] makes the latent c and the rotary key, up [n, rank] keys and values of the normed latent:
+
+        up (norm * c / rms(c)) = (up diag(norm) down) x / rms(c),     rms(c)^2 = mean((R x)^2) with Q R = down
+
+    so that they are linear in x but for one number, whose root is no more numbers than x has: fewer to multiply than by
+    way of the latent where that is longer than the state."""
+    latent, rotary = down.to(torch.float32).split((down.shape[0] - rope, rope))
+    root = torch.linalg.qr(latent, mode="r").R
+    root *= (root.shape[0] / latent.shape[0]) ** 0.5
+    return torch.cat((root, rotary, (up.to(torch.float32) * norm.to(torch.float32)) @ latent))
+
+
+def serves(shape: Shape, norms: tuple[Tensor, Tensor]) -> bool:
+    """Whether the call is for these sizes and this machine: only bf16 (or codes) on a CPU that multiplies it."""
+    s = shape
+    alike = all(x.is_cpu and x.dtype == torch.bfloat16 for x in norms)
+    whole = all(size % BLOCK == 0 for size in (s.nope, s.rope, s.v, s.root, s.hidden))
+    return hasattr(native.library(), "mla") and alike and whole and s.rope <= 2 * native.MAX_HALF_ROPE
+
+
 def pack(shape: Shape, weights: Weights, pages: Pages, codes: bool = False) -> HalfLayer | None:
-    """None where the call is not for these sizes, or not for this machine: only bf16 (or codes) on a CPU that
-    multiplies it."""
-    s, w = shape, weights
-    norms = all(x.is_cpu and x.dtype == torch.bfloat16 for x in (w.norm, w.latent_norm, w.next_norm))
-    whole = all(size % BLOCK == 0 for size in (s.nope, s.rope, s.v, s.rank, s.hidden))
-    if not hasattr(native.library(), "mla") or not norms or not whole or s.rope > 2 * native.MAX_HALF_ROPE:
+    """None where a weight cannot be laid out."""
+    w_in, w_out = (pack_weight(x, codes) for x in (weights.w_in, weights.w_out))
+    if w_in is None or w_out is None:
         return None
-    packed = [part for x in (w.w_in, w.w_kv, w.w_out) if (part := pack_weight(x, codes)) is not None]
-    if len(packed) < 3:
-        return None
-    w_in, w_kv, w_out = (pages.keep(part) for part in packed)
-    return HalfLayer(shape, w._replace(w_in=w_in, w_kv=w_kv, w_out=w_out))
+    return HalfLayer(shape, weights._replace(w_in=pages.keep(w_in), w_out=pages.keep(w_out)))

@@ -8,7 +8,8 @@
 /* Rows are shared out where `threads` is above 1. */
 #define EACH_ROW _Pragma("omp parallel for num_threads(threads) if (threads > 1)") for (long r = 0; r < rows; r++)
 
-static float scale_of(const bf16 *x, long n, float eps) {
+/* 1 / sqrt(mean(x^2) + eps) */
+HIDDEN float scale_of(const bf16 *x, long n, float eps) {
     float sum = 0;
 #pragma omp simd reduction(+ : sum)
     for (long i = 0; i < n; i++) sum += up(x[i]) * up(x[i]);

@@ -3,16 +3,15 @@
 #include "bf16.h"
 #include "team.h"
 
-/* x [rows, inputs] times a weight, as packed_linear says; row r of what is made begins `stride` numbers behind the row
- * before, or at places[r] * stride, and those from `split` on lie `gap` numbers further. */
+/* x [rows, inputs] times a weight, as packed_linear says. */
 typedef struct {
     bf16 *x;
     const void *weight;
     const bf16 *bias;
     bf16 *out;
-    const int64_t *places;
-    long rows, inputs, outputs, stride, split, gap, codes;
+    long rows, inputs, outputs, codes;
 } Product;
+HIDDEN float scale_of(const bf16 *x, long n, float eps);
 HIDDEN void norm_rows(const bf16 *all, const bf16 *weight, bf16 *made, Rows rows, long n, long stride, float eps);
 HIDDEN void linear_part(const Product *p, const Team *team);
 HIDDEN void attend_part(const bf16 *q, const bf16 *keys, const bf16 *shared, const bf16 *values, bf16 *out,

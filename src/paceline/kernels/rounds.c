@@ -173,7 +173,7 @@ static void rounds_part(const Rounds *m, Burst *a, const Work *w, Laid *at, Targ
             lap(a, t, 2);
             part_again(team);
         }
-        const Product head = {t->hidden, m->head, m->bias, t->logits, 0, t->pass.rows, m->hidden, m->vocab, m->vocab, m->vocab, 0, 0};
+        const Product head = {t->hidden, m->head, m->bias, t->logits, t->pass.rows, m->hidden, m->vocab, 0};
         stack_part(m->stack, &t->pass, m->pool, t->tokens, t->positions, t->hidden, t->room, m->stride, team);
         meet(team);
         linear_part(&head, team);

@@ -170,13 +170,15 @@ class MLA(nn.Module):
         s, latent_norm = self.sizes, self.kv_a_layernorm
         if not self.few_heads or not (self.simple if codes else self.plain) or norm.eps != next_norm.eps:
             return None
-        shape = mla.Shape(
-            s.hidden_size, s.num_heads, s.nope, s.rope, s.kv_lora_rank, s.v, norm.eps, latent_norm.eps, self.scale
-        )
-        w_in = torch.cat((self.q_proj.numbers(), self.kv_a_proj_with_mqa.numbers()))
-        w_kv = torch.cat([w.flatten(0, 1) for w in self.up_projections()])
-        weights = (norm.weight, w_in, latent_norm.weight, w_kv, self.o_proj.numbers(), next_norm.weight)
-        return mla.pack(shape, mla.Weights(*weights), pages, codes)
+        root, eps = min(s.kv_lora_rank, s.hidden_size), (norm.eps, latent_norm.eps)
+        shape = mla.Shape(s.hidden_size, s.num_heads, s.nope, s.rope, root, s.v, *eps, self.scale)
+        if not mla.serves(shape, (norm.weight, next_norm.weight)):
+            return None
+        up = torch.cat([w.flatten(0, 1) for w in self.up_projections()])
+        kept = mla.from_state(self.kv_a_proj_with_mqa.numbers(), s.rope, latent_norm.weight, up)
+        queries, outputs = self.q_proj.numbers(), self.o_proj.numbers()
+        w_in = torch.cat((queries, kept.to(queries.dtype)))
+        return mla.pack(shape, mla.Weights(norm.weight, w_in, outputs, next_norm.weight), pages, codes)
 
     def fused_weights(self) -> tuple[Tensor, Tensor]:
         """in [(H + 1) * (rank + rope), hidden], with the scale in its queries; out [hidden, H * rank]. In float32."""

@@ -34,7 +34,7 @@ _CHECK, _CLEAR, _RARELY = 400, 0.3, 4  # steps with drafts after which none are 
 _SOON = 64  # and least steps over which a change must be earned: as many as the one before it stood
 _CREDIT, _SHARE = 40, 0.01  # what trials may lose: steps at once, and of all steps in the long run
 _FRESH, _FRESH_PLAIN, _FRESH_WAKING = 1, 4, 2  # first steps of a way that tell nothing: other drafts; none; after none
-_COLD = 32  # and of all
+_COLD, _DOUBTED = 32, 4.0  # first steps of all, in which everything is slow; how much noisier they count
 _LOOKS, _GLANCES = 8, 3  # steps that are looked at before a decision; of a trial
 _STAY, _SECONDS = 32, 0.25  # between two decisions, where nothing changes: steps, or more if they take less than that
 _ENOUGH = 2  # looks, and standard deviations, after which a trial may be hopeless
@@ -137,9 +137,10 @@ class Referee:
         self._credit = min(_CREDIT, self._credit + _SHARE * self._done)
         belief.pass_time(self._step)
         if errors:
-            unsure = belief.variance(self._way)
-            off = belief.learn(self._way, median(errors), self._variance / len(errors))
-            if self._way == self._best and not self._fresh:
+            unsure, cold = belief.variance(self._way), self._step < _COLD
+            noise = self._variance * (_DOUBTED if cold else 1.0)
+            off = belief.learn(self._way, median(errors), noise / len(errors))
+            if self._way == self._best and not self._fresh and not cold:
                 seen = min(len(errors) * (off**2 - unsure), 9 * self._variance)  # how far off looks were beyond that
                 self._variance = max(_QUIET**2, self._variance + _FOLLOWS * (seen - self._variance))
         self._errors = []
@@ -163,8 +164,6 @@ class Referee:
     def _fresh_of(self, way: int) -> int:
         """Its first steps that will tell nothing, for modules absorb, and caches hold something else; none where it is
         done already."""
-        if not self._step:
-            return _COLD
         if way == self._way:
             return 0
         return _FRESH_PLAIN if not way else _FRESH if self._way else _FRESH_WAKING

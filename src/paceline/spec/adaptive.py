@@ -36,7 +36,7 @@ _WORTH = 0.02  # of a step's time: about what is gained by asking
 _FORGIVEN = 0.5  # what is left of requests' own histories at each decision without drafts
 _WARM = 1  # first steps with drafts in a row that teach nothing: modules have little context yet
 _YOUNG = 64  # first steps with drafts, of which much is learned; later, of those that the referee looks at
-_LESSONS = 4  # requests of such a step from which survival is learned, in turn; of all other steps one
+_LESSONS = 4  # requests of such a step from which survival is learned, in turn, of all others one; rounds of it
 PATIENCE = 16  # steps with another number of requests before they count: some read prompts, and are back
 _TRAFFIC, _ANSWER = 1000, 64  # steps of which prompts are remembered; tokens that a running request may still bring
 
@@ -107,8 +107,8 @@ class AdaptiveWidth:
 
     @property
     def idle(self) -> int:
-        """None while the batch changes, for that may become a decision, or where what is done is new."""
-        return 0 if self._plan.unlike or self.referee.is_fresh else self._plan.left
+        """None while the batch changes, for that may become a decision."""
+        return 0 if self._plan.unlike else self._plan.left
 
     def skip(self, steps: int) -> None:
         self._plan.left -= steps
@@ -187,8 +187,10 @@ class AdaptiveWidth:
             clean = facts.clean and expected >= facts.alone  # not what it took, or only slow ones would tell
             if self.referee.learn(expected, facts.spent or [facts.seconds + sum(facts.drafting)], clean):
                 self._plan.left = 0
+        young = self.decisions.steps_on < _YOUNG
         for r, history in self._lessons if self._age > _WARM else ():
-            for agreed in facts.rounds[r] if facts.rounds else (facts.agreed[r],):
+            rounds = facts.rounds[r] if facts.rounds else facts.agreed[r : r + 1]
+            for agreed in rounds if young else rounds[:_LESSONS]:
                 self.survival.learn(history, facts.verified[r], agreed)
         self._lessons = []
 

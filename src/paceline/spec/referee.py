@@ -101,16 +101,12 @@ class Referee:
         self._left, self._done = self._left - steps, self._done + steps
         return self._left < _LOOKS
 
-    @property
-    def is_fresh(self) -> bool:
-        """Whether this step, and maybe the next, tells nothing."""
-        return self._done <= self._fresh
-
     def learn(self, expected: float, seconds: Sequence[float], clean: bool) -> bool:
         """Steps of what was chosen, if it `looks`, most often one. expected: what the table says of each. clean: no
         prompts had a part in them. True: this trial has failed already, choose anew."""
-        if clean and self._done > self._fresh:
-            self._errors += [log(max(each, 1e-9) / expected) for each in seconds[-_LOOKS:]]
+        told = self._done - self._fresh  # so many of the last ones
+        if clean and told > 0:
+            self._errors += [log(max(each, 1e-9) / expected) for each in seconds[-min(told, _LOOKS) :]]
         return self._way != self._best and self._is_hopeless()
 
     def known(self) -> dict[str, Any]:

@@ -22,17 +22,20 @@ from paceline.request import Request
 
 @dataclass
 class _Pace:
-    """How long a round takes of late."""
+    """How long a round takes of late. reads: those since this was last asked read prompts, and are no measure."""
 
     seconds: float = 0.0
     steps: int = 0
+    each: float = SECONDS
+    reads: bool = False
 
     def rounds(self, stats: EngineStats) -> int:
         """How many a step may have: in as much time as each took since this was last asked."""
         seconds, steps = sum(stats.seconds.values()), stats.steps
-        each = (seconds - self.seconds) / (steps - self.steps) if steps > self.steps else SECONDS
+        if not self.reads:
+            self.each = (seconds - self.seconds) / (steps - self.steps) if steps > self.steps else SECONDS
         self.seconds, self.steps = seconds, steps
-        return int(SECONDS / max(each, 1e-9))
+        return int(SECONDS / max(self.each, 1e-9))
 
 
 class Burst:
@@ -45,6 +48,7 @@ class Burst:
     def __call__(self, plan: Plan, policy: TimedPolicy, stats: EngineStats) -> list[StepOutput] | None:
         """All of a step with the plan's widths; None where it has to be one round, and nothing was done."""
         most = min(self._pace.rounds(stats), self.most)
+        self._pace.reads = bool(plan.reading)
         if most <= 1 or not serves(plan) or (most := min(most, policy.rounds)) <= 1:
             return None
         most = self.scheduler.hold(plan, most)

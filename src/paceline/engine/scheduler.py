@@ -195,14 +195,14 @@ class Scheduler:
 
     def hold(self, plan: Plan, most: int) -> int:
         """How many rounds, of at most so many, this step can have: nobody might begin to read, nobody comes to the end
-        of its length, and there are blocks for all."""
+        of its length before the last one, and there are blocks for all."""
         if self.waiting and self._rows:
             return 0
         for request, width in zip(plan.ready, plan.widths, strict=True):
             ending = self._endings[request.id]
             if not ending.plain:
                 return 0
-            most = min(most, (ending.longest - len(request.tokens) - 1) // (width + 1))
+            most = min(most, (ending.longest - len(request.tokens)) // (width + 1))
         for request, width in zip(plan.ready, plan.widths, strict=True):
             if most <= 1 or not self._grow(request, len(request.tokens) + most * (width + 1)):
                 return 0

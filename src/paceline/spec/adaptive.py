@@ -189,8 +189,8 @@ class AdaptiveWidth:
                 self._plan.left = 0
         young = self.decisions.steps_on < _YOUNG
         for r, history in self._lessons if self._age > _WARM else ():
-            rounds = facts.rounds[r] if facts.rounds else facts.agreed[r : r + 1]
-            for agreed in rounds if young else rounds[:_LESSONS]:
+            each = facts.rounds[r] if facts.rounds else facts.agreed[r : r + 1]
+            for agreed in each if young else each[:_LESSONS]:
                 self.survival.learn(history, facts.verified[r], agreed)
         self._lessons = []
 

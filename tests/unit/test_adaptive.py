@@ -222,6 +222,19 @@ def test_the_same_measurements_lead_to_the_same_decisions() -> None:
     assert run() == run()
 
 
+def test_steps_that_are_exceptions_tell_nothing_however_long_they_took() -> None:
+    """Left out by what they took, only the slow ones would tell: the way would be believed slow."""
+
+    def believed(alone: float) -> list[float]:
+        policy, ready = AdaptiveWidth(table(), MOST), requests_of(1)
+        for _ in range(40):
+            widths = policy.widths(ready)
+            policy.learn(StepFacts(widths, widths, 0, 2.0 + sum(widths), [0.0] * sum(widths), alone=alone))
+        return [x for errors in policy.referee.known().values() for x in errors["mean"]]
+
+    assert any(believed(0.0)) and not any(believed(1.99))  # s: what each should take is 1 to 1.7
+
+
 def test_more_work_is_never_measured_as_quicker() -> None:
     assert rising([(1, 1.0), (2, 5.0), (3, 3.0), (4, 4.0)]) == [(1, 1.0), (2, 3.0), (3, 3.0), (4, 4.0)]
     assert below([(0, 4.0), (6, 5.5), (99, 9.0)], [(0, 3.0), (8, 7.0)], 2) == [(0, 3.0), (6, 5.0), (99, 9.0)]

@@ -99,6 +99,7 @@ def as_json(
     counts = {"prompt_tokens": len(prompt.prompt_token_ids), "completion_tokens": len(answer.token_ids)}
     row: dict[str, Any] = {
         "prompt": prompt.prompt,
+        "prompt_token_ids": prompt.prompt_token_ids,
         "text": answer.text,
         "token_ids": answer.token_ids,
         "finish_reason": answer.finish_reason,

@@ -60,18 +60,20 @@ def test_goals_are_the_counted_tokens_ahead_in_the_document(rows: list[list[int]
         assert list(zip(goal.places[d].tolist(), goal.targets[d].tolist(), strict=True)) == wanted
 
 
-@given(ROWS, st.sampled_from([1, 3, 128]), st.sampled_from([1, 2]), st.integers(0, 2**31))
-@settings(deadline=None, max_examples=40)
-def test_block_attention_is_dense_attention(rows: list[list[int]], block: int, groups: int, seed: int) -> None:
+@given(ROWS, st.sampled_from([1, 3, 128]), st.sampled_from([1, 2]), st.integers(0, 12), st.integers(0, 2**31))
+@settings(deadline=None, max_examples=60)
+def test_block_attention_is_dense_attention(
+    rows: list[list[int]], block: int, groups: int, window: int, seed: int
+) -> None:
     documents = rows_of_documents(rows)
     generator = torch.Generator().manual_seed(seed)
     shapes = [(documents.numel(), heads, dim) for heads, dim in ((2, 5), (2 // groups, 5), (2 // groups, 3))]
     inputs = [torch.randn(shape, generator=generator, requires_grad=True) for shape in shapes]
     direction = torch.randn(documents.numel(), 2, 3, generator=generator)
     with patch.object(attention, "BLOCK", block):
-        blocks = BlockAttend(documents)
+        blocks = BlockAttend(documents, window)
     results = []
-    for attend in (blocks, DenseAttend(documents)):
+    for attend in (blocks, DenseAttend(documents, window)):
         out = attend(0, *inputs, 0.7)
         results.append([out, *torch.autograd.grad((out * direction).sum(), inputs)])
     for found, wanted in zip(*results, strict=True):
@@ -81,7 +83,9 @@ def test_block_attention_is_dense_attention(rows: list[list[int]], block: int, g
 def test_a_block_reads_no_keys_of_documents_before() -> None:
     with patch.object(attention, "BLOCK", 4):
         spans = BlockAttend(rows_of_documents([[3, 5, 8]])).spans
+        narrow = BlockAttend(rows_of_documents([[3, 5, 8]]), 2).spans
     assert [(s.first, s.start, s.end) for s in spans] == [(0, 0, 4), (3, 4, 8), (8, 8, 12), (8, 12, 16)]
+    assert [s.first for s in narrow] == [0, 3, 8, 11]
 
 
 @given(n=st.integers(0, 20), chunk=st.integers(1, 8), seed=st.integers(0, 2**31))

@@ -47,6 +47,10 @@ def a_file_as_out(home: Path) -> Flags:
     return {"out": home / "file"}
 
 
+def config_with_frozen(home: Path) -> Flags:
+    return config_with(num_nextn_predict_layers=0)(home) | {"freeze_target": True, "init_from": home}
+
+
 MISTAKES: list[tuple[str, str | Callable[[Path], Flags] | Flags, str]] = [
     ("a line that is no JSON", bad_line("{"), "bad.jsonl:2 is not valid JSON"),
     ("a wrong role", bad_line('{"messages": [{"role": "tool", "content": "x"}]}'), "bad.jsonl:2 has the role 'tool'"),
@@ -66,6 +70,13 @@ MISTAKES: list[tuple[str, str | Callable[[Path], Flags] | Flags, str]] = [
     ("no tokenizer", {"vocab_size": None}, "either"),
     ("a tokenizer that is not there", {"vocab_size": None, "tokenizer": "absent"}, "absent"),
     ("rows beyond the context", {"seq_len": 512, "batch_tokens": 512}, "context of 256"),
+    ("a frozen target of random weights", {"freeze_target": True}, "--init-from"),
+    ("nothing but a frozen target", config_with_frozen, "nothing to train"),
+    ("what is implied", {"freeze_target": True, "detach_mtp": True}, "--detach-mtp"),
+    ("a negative window", {"draft_window": -1}, "--draft-window"),
+    ("an unknown type", {"save_dtype": "float16"}, "--save-dtype"),
+    ("token ids that are none", bad_line('{"prompt_token_ids": [1], "token_ids": [-1]}'), "bad.jsonl:2 has neither"),
+    ("ids of another model", bad_line('{"prompt_token_ids": [1], "token_ids": [999]}'), "token id 999"),
     ("no end", {"steps": None}, "when to stop"),
     ("a negative rate", {"lr": -1}, "--lr"),
     ("an unknown optimizer", {"optimizer": "sgd"}, "--optimizer"),

@@ -8,15 +8,16 @@ from torch import Tensor
 
 class DenseAttend:
     """Causal attention inside each document. documents [B, S] int: equal numbers mark one document;
-    tokens come as B*S rows."""
+    tokens come as B*S rows. window: tokens that a token sees at most, itself among them; 0: all."""
 
     absorbed = False
 
-    def __init__(self, documents: Tensor) -> None:
+    def __init__(self, documents: Tensor, window: int = 0) -> None:
         self.shape = documents.shape
         size = documents.shape[1]
         causal = torch.ones(size, size, dtype=torch.bool, device=documents.device).tril()
-        self.hidden = ~((documents[:, None, :, None] == documents[:, None, None, :]) & causal)  # [B, 1, S, S]
+        near = causal.triu(1 - window) if window else causal
+        self.hidden = ~((documents[:, None, :, None] == documents[:, None, None, :]) & near)  # [B, 1, S, S]
 
     def paged(self, layer: int) -> None:
         """There is no cache."""

@@ -88,10 +88,18 @@ def train(
     ema: Annotated[float | None, _learning("Average the weights with that memory; 0: do not.", "ema")] = None,
     mtp_loss_weight: Annotated[float | None, _learning("Weight of the depths' mean loss.", "mtp_loss_weight")] = None,
     detach_mtp: Annotated[bool, _learning("The MTP modules do not teach the target.", "detach_mtp")] = False,
+    freeze_target: Annotated[
+        bool,
+        _learning("Only the MTP modules learn, from what the target says (best on its own text).", "freeze_target"),
+    ] = False,
+    draft_window: Annotated[
+        int | None, _learning("Tokens that a token of an MTP module sees at most; 0: all.", "draft_window")
+    ] = None,
     loss_on: Annotated[str | None, _learning("all, or only the assistant's answers.", "loss_on")] = None,
     balance_rate: Annotated[float | None, _learning("Speed of the experts' load balancing.", "balance_rate")] = None,
     seed: Annotated[int | None, _learning("Of weights and order of the data.", "seed")] = None,
     dtype: Annotated[str | None, _learning("bfloat16 or float32; master weights are float32.", "dtype")] = None,
+    save_dtype: Annotated[str | None, _learning("That of the checkpoint, if another one.", "save_dtype")] = None,
     device: opt.Device = None,
     threads: opt.Threads = None,
 ) -> None:

@@ -29,19 +29,20 @@ class Span:
 
 
 class BlockAttend:
-    """Causal attention inside each document; documents [B, S] as for `DenseAttend`."""
+    """As `DenseAttend`, whose arguments these are."""
 
     absorbed = False
 
-    def __init__(self, documents: Tensor) -> None:
+    def __init__(self, documents: Tensor, window: int = 0) -> None:
         size = documents.shape[1]
+        window = window or size
         self.spans: list[Span] = []
         for r, row in enumerate(documents):
             for start in range(0, size, BLOCK):
                 end = min(start + BLOCK, size)
-                first = int((row[: start + 1] == row[start]).nonzero()[0])
-                places = torch.arange(first, end)
-                hidden = (row[start:end, None] != row[first:end]) | (places > places[start - first :, None])
+                first = max(int((row[: start + 1] == row[start]).nonzero()[0]), start + 1 - window)
+                behind = torch.arange(start, end)[:, None] - torch.arange(first, end)
+                hidden = (row[start:end, None] != row[first:end]) | (behind < 0) | (behind >= window)
                 self.spans.append(Span(r * size + first, r * size + start, r * size + end, hidden))
 
     def paged(self, layer: int) -> None:
@@ -86,6 +87,6 @@ class _Blocks(torch.autograd.Function):
         return q_grad.mul_(ctx.scale).transpose(0, 1), k_grad.transpose(0, 1), v_grad.transpose(0, 1), None, None
 
 
-def training_attend(documents: Tensor) -> Attend:
+def training_attend(documents: Tensor, window: int = 0) -> Attend:
     """The faster of the two on the documents' device."""
-    return BlockAttend(documents) if documents.device.type == "cpu" else DenseAttend(documents)
+    return BlockAttend(documents, window) if documents.device.type == "cpu" else DenseAttend(documents, window)

@@ -48,16 +48,23 @@ def encode_corpus(examples: Iterator[Example], tokenizer: Tokenizer) -> Corpus:
     """Raises UserError when there are no examples, or the tokenizer lacks the special tokens of ours."""
     marks = Marks.of(tokenizer)
     parts: list[Tensor] = []
+    given: dict[int, int] = {}  # documents of token ids: their number, and the length of the prompt
     sources: dict[str, int] = {}
     source_ids: list[int] = []
     for example in examples:
+        if example.answer_ids:
+            given[len(parts)] = len(example.prompt_ids)
         parts.append(torch.tensor(_encode(example, tokenizer, marks), dtype=torch.int32))
         source_ids.append(sources.setdefault(example.source, len(sources)))
     if not parts:
         raise UserError("The training files hold no examples; give JSONL with text or messages on each line.")
     tokens = torch.cat(parts)
     ends = torch.tensor([len(part) for part in parts]).cumsum(0)
-    return Corpus(tokens, answer_mask(tokens, ends, marks), ends, torch.tensor(source_ids), tuple(sources))
+    answers = answer_mask(tokens, ends, marks)
+    for number, prompt in given.items():
+        start = int(ends[number]) - len(parts[number])
+        answers[start : int(ends[number])] = torch.arange(len(parts[number])) >= prompt
+    return Corpus(tokens, answers, ends, torch.tensor(source_ids), tuple(sources))
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,8 @@ class Marks:
 
 
 def _encode(example: Example, tokenizer: Tokenizer, marks: Marks) -> list[int]:
+    if example.answer_ids:
+        return [*example.prompt_ids, *example.answer_ids]
     if example.text is not None:
         return [*tokenizer.encode(example.text, add_special_tokens=False), marks.end_of_text]
     return tokenizer.apply_chat_template(example.messages or [], add_generation_prompt=False)

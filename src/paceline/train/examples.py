@@ -14,11 +14,14 @@ from paceline.tokenizer_training import ROLES
 
 @dataclass(frozen=True)
 class Example:
-    """Either a conversation (`messages`) or a plain `text`; `source` is the file's name without its ending."""
+    """A conversation (`messages`), a plain `text`, or an answer as token ids to a prompt of token ids, as
+    `paceline generate --json` writes them; `source` is the file's name without its ending."""
 
     source: str
     messages: list[dict[str, str]] | None = None
     text: str | None = None
+    prompt_ids: tuple[int, ...] = ()
+    answer_ids: tuple[int, ...] = ()
 
     def texts(self) -> Iterator[str]:
         """What a tokenizer learns from."""
@@ -55,7 +58,8 @@ def _example(line: bytes, file: Path, number: int) -> Example:
         raise _unreadable(file, number, "is not valid JSON") from None
     example = _of_object(raw, file.stem)
     if example is None:
-        raise _unreadable(file, number, 'has neither a "text" nor "messages" of role and content')
+        problem = 'has neither a "text" nor "messages" of role and content nor "prompt_token_ids" and "token_ids"'
+        raise _unreadable(file, number, problem)
     unknown = {message["role"] for message in example.messages or []} - set(ROLES)
     if unknown:
         raise _unreadable(file, number, f"has the role {sorted(unknown)[0]!r}, which is none of {', '.join(ROLES)}")
@@ -65,11 +69,17 @@ def _example(line: bytes, file: Path, number: int) -> Example:
 
 
 def _of_object(raw: Any, source: str) -> Example | None:
+    if isinstance(raw, dict) and _are_ids(raw.get("prompt_token_ids")) and _are_ids(raw.get("token_ids")):
+        return Example(source, prompt_ids=tuple(raw["prompt_token_ids"]), answer_ids=tuple(raw["token_ids"]))
     if isinstance(raw, dict) and isinstance(raw.get("text"), str) and raw["text"]:
         return Example(source, text=raw["text"])
     if isinstance(raw, dict) and _is_conversation(raw.get("messages")):
         return Example(source, messages=raw["messages"])
     return None
+
+
+def _are_ids(ids: Any) -> bool:
+    return isinstance(ids, list) and bool(ids) and all(type(i) is int and 0 <= i < 2**31 for i in ids)
 
 
 def _is_conversation(messages: Any) -> bool:

@@ -16,10 +16,12 @@ from paceline.train.loss import Trainee
 RESIDUAL_OUTPUTS = ("o_proj.weight", "down.weight", "mlp.down", "down_proj.weight")
 
 
-def new_trainee(config: ModelConfig, seed: int, dtype: torch.dtype, device: torch.device) -> Trainee:
+def new_trainee(
+    config: ModelConfig, seed: int, dtype: torch.dtype, device: torch.device, draft_window: int = 0
+) -> Trainee:
     """Weights depend on `config` and `seed` only. Correction biases stay float32, as in the checkpoints."""
     target = build_model(config)
-    model = Trainee(target, build_mtp(config, target) if config.num_nextn_predict_layers else None)
+    model = Trainee(target, build_mtp(config, target) if config.num_nextn_predict_layers else None, draft_window)
     draw_weights(model, config.num_hidden_layers, seed)
     for param in model.parameters():
         param.data = param.data.to(device, dtype if param.requires_grad else torch.float32)

@@ -6,6 +6,7 @@ d = 1) and the true token t_{i+d}, and predicts t_{i+d+1}.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,15 +23,25 @@ CHUNK = 512  # rows whose logits exist at a time
 
 
 class Trainee(nn.Module):
-    """What is trained: the target and, unless the configuration has none, its MTP modules."""
+    """What is trained: the target and, unless the configuration has none, its MTP modules. draft_window: tokens that a
+    token of a module sees at most, as when drafting; 0: all."""
 
-    def __init__(self, target: DecoderModel, mtp: MTP | None) -> None:
+    def __init__(self, target: DecoderModel, mtp: MTP | None, draft_window: int = 0) -> None:
         super().__init__()
-        self.target, self.mtp = target, mtp
+        self.target, self.mtp, self.draft_window = target, mtp, draft_window
 
     @property
     def num_depths(self) -> int:
         return len(self.mtp.depths) if self.mtp is not None else 0
+
+    def freeze_target(self) -> None:
+        """From now on only the modules learn; embedding and head, which they share, are the target's."""
+        self.target.requires_grad_(False)
+
+    def learning(self) -> Iterator[nn.Module]:
+        """The modules whose weights change."""
+        frozen = set(self.target.modules()) if not self.target.lm_head.weight.requires_grad else set()
+        return (module for module in self.modules() if module not in frozen)
 
     def hidden(self, batch: Batch, detach: bool = False) -> list[Tensor]:
         """The states of the target and of each depth that the head reads, [B*T, hidden] each.
@@ -39,6 +50,7 @@ class Trainee(nn.Module):
         features = self.target(tokens, positions, attend)
         states = [self.target.normed(features)]
         features = features.detach() if detach else features
+        attend = training_attend(batch.documents, self.draft_window) if self.draft_window else attend
         for d, depth in enumerate(self.mtp.depths if self.mtp is not None else [], 1):
             features = depth(ahead(batch.tokens, d).flatten(), positions, attend, features)
             states.append(features)

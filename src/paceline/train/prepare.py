@@ -16,7 +16,7 @@ from paceline.errors import UserError
 from paceline.models import build_model, build_mtp
 from paceline.tokenizer import Tokenizer
 from paceline.tokenizer_training import VOCABULARY, train_tokenizer
-from paceline.train.corpus import load_corpus
+from paceline.train.corpus import Corpus, load_corpus
 from paceline.train.examples import jsonl_files, read_examples
 from paceline.train.packing import Packed, pack
 from paceline.train.run import Run
@@ -47,15 +47,19 @@ def prepare(inputs: Inputs, settings: TrainConfig, device: torch.device) -> tupl
     config = read_config(inputs.config)
     check_shape(config, settings)
     check_tokenizer_choice(inputs, config)
+    check_frozen(inputs, config, settings)
     files, held_out_files = jsonl_files(inputs.data), jsonl_files(inputs.eval_data)
     check_state(inputs.out / "state", inputs.resume)
     with vanishing(inputs.out):
         tokenizer = find_tokenizer(inputs, files, config)
         check_vocabulary(config, tokenizer)
         corpus = load_corpus(files, tokenizer, inputs.out / "train.safetensors")
+        check_ids(config, corpus)
         answers_only = settings.loss_on == "answers"
         data = pack(corpus, settings.seq_len, settings.seed, answers_only=answers_only, repeat=inputs.repeat)
         held_out = read_held_out(held_out_files, tokenizer, inputs.out, settings.seq_len)
+        if held_out is not None:
+            check_ids(config, held_out.corpus)
         trainer = Trainer(settings, config, data, device, inputs.init_from)
         return trainer, Run(inputs.out, tokenizer, config, held_out)
 
@@ -100,6 +104,13 @@ def check_shape(config: ModelConfig, settings: TrainConfig) -> None:
             build_mtp(config, target)
 
 
+def check_frozen(inputs: Inputs, config: ModelConfig, settings: TrainConfig) -> None:
+    if settings.freeze_target and not (inputs.init_from or inputs.resume):
+        raise UserError("--freeze-target leaves the target as it is: say with --init-from DIR which one.")
+    if settings.freeze_target and not config.num_nextn_predict_layers:
+        raise UserError("--freeze-target leaves nothing to train: config.json has no MTP modules.")
+
+
 def check_tokenizer_choice(inputs: Inputs, config: ModelConfig) -> None:
     if (inputs.tokenizer is None) == (inputs.vocab_size is None):
         raise UserError("Say which tokenizer to use: give either --tokenizer DIR or --vocab-size N to train one.")
@@ -124,6 +135,15 @@ def check_vocabulary(config: ModelConfig, tokenizer: Path) -> None:
     if known > config.vocab_size:
         raise UserError(
             f"The tokenizer has {known} tokens, config.json only {config.vocab_size}: make vocab_size as large."
+        )
+
+
+def check_ids(config: ModelConfig, corpus: Corpus) -> None:
+    """Raises UserError for token ids, read as such, that the model has no row for."""
+    if (largest := int(corpus.tokens.max())) >= config.vocab_size:
+        raise UserError(
+            f"The data has the token id {largest}, config.json only {config.vocab_size} tokens: "
+            "give what a model with this vocabulary wrote."
         )
 
 

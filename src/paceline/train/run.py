@@ -68,7 +68,7 @@ def train(trainer: Trainer, run: Run, resume: bool) -> bool:
 def publish(trainer: Trainer, run: Run, reporter: Reporter, max_tokens: int | None) -> None:
     """Exports the model, and measures it on held-out text (`max_tokens` None: on all of it)."""
     with trainer.averaged():
-        export(trainer.model, run.model_config, run.tokenizer_dir, run.model)
+        export(trainer.model, run.model_config, run.tokenizer_dir, run.model, trainer.config.save_dtype)
     if run.held_out is not None:
         rows = len(run.held_out) if max_tokens is None else max(1, max_tokens // run.held_out.length)
         reporter.evaluation(trainer.evaluate(run.held_out, rows))

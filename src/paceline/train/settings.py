@@ -42,10 +42,13 @@ class TrainConfig:
     final_lr_ratio: float = 0.02
     mtp_loss_weight: float = 0.3
     detach_mtp: bool = False
+    freeze_target: bool = False
+    draft_window: int = 0
     loss_on: str = "all"
     balance_rate: float = 0.001
     seed: int = 0
     dtype: str = "bfloat16"
+    save_dtype: str | None = None  # None: dtype
     log_every: int = 10
     eval_every: int = 500
     eval_tokens: int = 65536
@@ -73,6 +76,12 @@ class TrainConfig:
             (self.mtp_loss_weight >= 0, "--mtp-loss-weight must not be negative"),
             (self.balance_rate >= 0, "--balance-rate must not be negative"),
             (self.dtype in ("bfloat16", "float32"), "--dtype must be bfloat16 or float32"),
+            (
+                self.save_dtype in (None, "bfloat16", "float32"),
+                "--save-dtype must be bfloat16 or float32",
+            ),
+            (self.draft_window >= 0, "--draft-window must not be negative"),
+            (not (self.freeze_target and self.detach_mtp), "--freeze-target implies --detach-mtp: give one of them"),
             (self.loss_on in ("all", "answers"), "--loss-on must be all or answers"),
             (o.optimizer in ("muon", "adamw"), "--optimizer must be muon or adamw"),
             (0 <= o.ema < 1, "--ema must lie between 0 and 1, 1 excluded"),

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from paceline.config import ModelConfig, dtype_from_name
 from paceline.errors import UserError
+from paceline.train.distil import divergences
 from paceline.train.evaluate import Evaluation, evaluate
 from paceline.train.initial import fill, new_trainee
 from paceline.train.loss import goals, losses
 from paceline.train.optim import Optimizer
-from paceline.train.packing import PADDING, Packed
+from paceline.train.packing import PADDING, Batch, Packed
 from paceline.train.schedule import Schedule
 from paceline.train.settings import TrainConfig
 from paceline.train.state import load_state, save_state
@@ -25,8 +26,8 @@ from paceline.train.state import load_state, save_state
 
 @dataclass(frozen=True)
 class StepReport:
-    """loss: mean cross entropy of the target and of each depth, in nats; tokens: without padding; seconds: of this
-    step."""
+    """loss: mean cross entropy of the target and of each depth (beside a frozen target: each depth's divergence from
+    it), in nats; tokens: without padding; seconds: of this step."""
 
     step: int
     progress: float
@@ -49,9 +50,11 @@ class Trainer:
         init_from: Path | None = None,
     ) -> None:
         self.config, self.data, self.device = config, data, device
-        self.model = new_trainee(model_config, config.seed, dtype_from_name(config.dtype), device)
+        self.model = new_trainee(model_config, config.seed, dtype_from_name(config.dtype), device, config.draft_window)
         if init_from is not None:
             fill(self.model, init_from)
+        if config.freeze_target:
+            self.model.freeze_target()
         self.optimizer = Optimizer(self.model, config.optim)
         self.schedule = Schedule(config.schedule, config.lr, config.warmup_steps, config.decay, config.final_lr_ratio)
         self.rows = config.batch_tokens // config.seq_len
@@ -83,12 +86,12 @@ class Trainer:
         batch = self.data.step(self.step_count, self.rows)
         depths = self.model.num_depths
         counts = [max(n, 1) for n in goals(batch, depths).counts]
-        shares = [1.0] + [self.config.mtp_loss_weight / max(depths, 1)] * depths
+        shares = [0.0 if self.config.freeze_target else 1.0] + [self.config.mtp_loss_weight / max(depths, 1)] * depths
         weights = [share / n for share, n in zip(shares, counts, strict=True)]
         sums = [0.0] * (depths + 1)
         for start in range(0, len(batch.tokens), self.micro_rows):
             part = batch.rows(start, start + self.micro_rows).to(self.device)
-            loss, part_sums = losses(self.model, part, weights, self.config.detach_mtp)
+            loss, part_sums = self._losses(part, weights)
             loss.backward()
             self.optimizer.accumulate()
             sums = [a + b for a, b in zip(sums, part_sums, strict=True)]
@@ -100,8 +103,13 @@ class Trainer:
         means = [s / n for s, n in zip(sums, counts, strict=True)]
         return StepReport(self.step_count, self.progress, means, norm, lr, tokens, time.monotonic() - started)
 
+    def _losses(self, part: Batch, weights: list[float]) -> tuple[Tensor, list[float]]:
+        if self.config.freeze_target:
+            return divergences(self.model, part, weights)
+        return losses(self.model, part, weights, self.config.detach_mtp)
+
     def _balance(self, rate: float) -> None:
-        for module in self.model.modules():
+        for module in self.model.learning():
             balance = getattr(module, "balance", None)
             if balance is not None:
                 balance(rate)

@@ -241,6 +241,18 @@ def test_who_comes_is_not_kept_waiting(loaded: Loaded) -> None:
     assert engine.stats.steps == before + 1 and newcomer.lag == 1
 
 
+@pytest.mark.parametrize("width", [1, 3])
+def test_rounds_go_on_until_somebody_is_near_its_end(loaded: Loaded, width: int) -> None:
+    """All drafts may be right in each round, and mostly are not: how long one may go on shows while it does."""
+    how = [{"max_tokens": 13}, {"max_tokens": 60}]
+    engine, (first, second) = engine_of(loaded, BASE, FixedWidth(width), [[5, 6, 7], [8, 9]], how)
+    engine.step()
+    engine.step()
+    left = first.num_prompt + 13 - len(first.tokens)
+    assert 0 <= left <= width
+    assert len(second.tokens) > second.num_prompt + 1
+
+
 def test_rounds_of_a_step_take_no_longer_than_they_may(loaded: Loaded) -> None:
     pace, stats = _Pace(), EngineStats()
     for steps, seconds, most in ((1, 10.0, 0), (11, 10.004, 40), (12, 10.006, 8), (14, 10.1, 0)):

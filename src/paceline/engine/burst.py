@@ -94,9 +94,9 @@ class Burst:
         rest = [request for request, width in zip(plan.ready, plan.widths, strict=True) if not width]
         asked = [*(leads.asked if leads is not None else ()), *map(_as_asked, rest)]
         requests = [*drafting, *rest]
-        stops = [self.scheduler.stops_of(request) for request in requests]
+        stops, left = zip(*map(self.scheduler.ends_of, requests), strict=True)
         counts, carried = ([], None) if leads is None else (leads.counts, leads.carried)
-        return requests, Batch(asked, stops, counts, carried), leads
+        return requests, Batch(asked, stops, left, counts, carried), leads
 
     def _tell(self, seen: Seen, leads: Leads | None, outcome: Outcome) -> None:
         """What the target read, as if step by step: modules have read all but what the last round brought. seen: all

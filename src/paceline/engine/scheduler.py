@@ -194,23 +194,20 @@ class Scheduler:
     # -- a step of several rounds
 
     def hold(self, plan: Plan, most: int) -> int:
-        """How many rounds, of at most so many, this step can have: nobody might begin to read, nobody comes to the end
-        of its length before the last one, and there are blocks for all."""
+        """How many rounds, of at most so many, this step can have: nobody might begin to read, only tokens and lengths
+        end requests, and there are blocks for all. It is over when somebody comes near its length."""
         if self.waiting and self._rows:
             return 0
         for request, width in zip(plan.ready, plan.widths, strict=True):
-            ending = self._endings[request.id]
-            if not ending.plain:
-                return 0
-            most = min(most, (ending.longest - len(request.tokens)) // (width + 1))
-        for request, width in zip(plan.ready, plan.widths, strict=True):
-            if most <= 1 or not self._grow(request, len(request.tokens) + most * (width + 1)):
+            ending, length = self._endings[request.id], len(request.tokens)
+            if not ending.plain or not self._grow(request, min(length + most * (width + 1), ending.longest)):
                 return 0
         return most
 
-    def stops_of(self, request: Request) -> Sequence[int]:
-        """The tokens that would end it."""
-        return self._endings[request.id].tokens
+    def ends_of(self, request: Request) -> tuple[Sequence[int], int]:
+        """The tokens that would end it, and how many it may still bring."""
+        ending = self._endings[request.id]
+        return ending.tokens, ending.longest - len(request.tokens)
 
     def commit_rounds(
         self, plan: Plan, requests: list[Request], tokens: list[list[int]], accepted: list[list[int]]

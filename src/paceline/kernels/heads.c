@@ -48,9 +48,14 @@ INLINE lanes scores_of(const Pass *m, const int count, const Queries *queries, l
     UNROLL for (int r = 0; r < count; r++) q[r] = queries->at[i + r] + head * queries->apart;
     UNROLL for (int s = 0; s < LANES; s++) sums[s] = (lanes){0};
     UNROLL for (int p = 0; p < each; p += SIDE) UNROLL for (long n = 0; n < own + rest; n += STEP) {
+        const bf16 *from = n < own ? keys + n : m->shared + n - own;
         factor key[SIDE];
-        UNROLL for (int s = 0; s < SIDE; s++)
-            key[s] = factor_of(load((n < own ? keys + n : m->shared + n - own) + places[p + s]));
+        UNROLL for (int s = 0; s < SIDE; s++) {
+            key[s] = factor_of(load(from + places[p + s]));
+#ifdef WIDE /* one line for each that is used: in bursts, as `fetch` does it, these processors have no room for so many */
+            __builtin_prefetch(from + places[p + s + AHEAD]);
+#endif
+        }
         UNROLL for (int r = 0; r < count; r++) {
             factor query = factor_at(q[r] + n);
             UNROLL for (int s = 0; s < SIDE; s++) sums[r * each + p + s] = times(sums[r * each + p + s], query, key[s]);
@@ -88,7 +93,7 @@ INLINE void all_scores(const Pass *m, long count, const Queries *q, long head, l
             const bf16 *keys = m->keys + (head + h) * m->own;
             float *to = scores + h * count * room + p;
             long i = 0;
-#ifndef WIDE /* Intel's processors find what comes next themselves, a tenth sooner */
+#ifndef WIDE
             if (fresh) fetch(m, head + h, at, p, h == 0);
 #endif
             for (; i + SCORED <= count; i += SCORED)

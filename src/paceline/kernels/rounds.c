@@ -1,6 +1,7 @@
 /* Rounds in one call: modules draft for a batch of requests, one pass of the target verifies, and what it says itself is
  * where the next round begins. Made of the other files' functions, so every token, state and slot has the same bits as where
- * each round is a step. They are over when one has brought a token that ends somebody. No state, no allocation. */
+ * each round is a step. They are over when one has brought a token that ends somebody, or so many that the next might go
+ * beyond somebody's length. No state, no allocation. */
 #include "bf16.h"
 
 #ifdef TILES
@@ -19,9 +20,9 @@ typedef struct {
 } Rounds;
 
 /* What a request brought: `count` tokens, from emitted + at on, and as many states. `stops`, `ends`: the tokens that would
- * end it are stop_tokens[stops .. ends - 1]. */
+ * end it are stop_tokens[stops .. ends - 1]. left: how many it may bring. */
 typedef struct {
-    int64_t at, count, stops, ends;
+    int64_t at, count, stops, ends, left;
 } Brought;
 
 /* What a module made of a request's committed rows: `count` rows, from outputs + at * hidden on. */
@@ -148,6 +149,13 @@ static void append(const Rounds *m, Burst *a, const Target *t, const int64_t *ac
     }
 }
 
+/* Whether a further round could bring somebody more than it may. */
+static int near_end(const Burst *a) {
+    for (long r = 0; r < a->requests; r++)
+        if (a->brought[r].left - a->brought[r].count <= a->lines[r].width) return 1;
+    return 0;
+}
+
 /* The features that modules read next: of the target what it just made, of a module its output before its next row. */
 static void carry(const Rounds *m, const Burst *a, const Target *t, const int64_t *accepted) {
     bf16 *to = t->carried;
@@ -192,7 +200,7 @@ static void rounds_part(const Rounds *m, Burst *a, const Work *w, Laid *at, Targ
             lap(a, t, 2);
             a->spent[a->done++] = t->since - t->began;
             t->began = t->since;
-            t->over = ends || a->done == a->most;
+            t->over = ends || near_end(a) || a->done == a->most;
             part_again(team);
         }
         if (t->over) return;

@@ -43,11 +43,13 @@ class _Burst(ctypes.Structure):
 
 
 class Batch(NamedTuple):
-    """Requests in order of falling width, and of each the tokens that would end it. Of those whose width is not 0 the
-    `counts` of rows that their modules read first, and the features that wait, as `Chain` takes them."""
+    """Requests in order of falling width, and of each the tokens that would end it, and how many it may bring at all,
+    more than its width. Of those whose width is not 0 the `counts` of rows that their modules read first, and the
+    features that wait, as `Chain` takes them."""
 
     asked: Sequence[Asked]
     stops: Sequence[Sequence[int]]
+    left: Sequence[int]
     counts: list[list[int]]
     carried: Tensor | None
 
@@ -111,8 +113,8 @@ class Rounds:
         self.per_row = 7 * 8 + 2 * (3 * self.hidden + self.vocab)
 
     def __call__(self, batch: Batch, most: int) -> Outcome:
-        """That many rounds, or fewer: none after one that brings a request one of its `stops`. Everybody's blocks have
-        room for all of it."""
+        """That many rounds, or fewer: none after one that brings a request one of its `stops`, or so many tokens that
+        it may bring no more than its width. Everybody's blocks have room for all of it."""
         asked, drafting = batch.asked, len(batch.counts)
         spare, sizes = [most * (a.width + 1) for a in asked], batch.sizes(most)
         numbers, offsets = numbers_of(asked, drafting, spare)
@@ -151,7 +153,7 @@ def _results(batch: Batch, spare: list[int], sizes: list[list[int]], most: int) 
     """What rounds.c writes, and what ends requests; where in it `brought` to `stop_tokens` begin."""
     asked, flat = batch.asked, [size for row in sizes for size in row]
     ends = list(accumulate(map(len, batch.stops), initial=0))
-    brought = zip(accumulate(spare, initial=0), [0] * len(asked), ends, ends[1:], strict=False)
+    brought = zip(accumulate(spare, initial=0), [0] * len(asked), ends, ends[1:], batch.left, strict=False)
     trails = zip(accumulate(flat, initial=0), [0] * len(flat), strict=False)
     parts: list[list[int]] = [
         [x for one in brought for x in one],
@@ -171,7 +173,7 @@ def _brought(
 ) -> tuple[list[list[int]], list[list[int]], list[int]]:
     """`Outcome.tokens`, `accepted` and `at`."""
     emitted, accepted = places[2], places[3]
-    at, counts = results[: 4 * requests : 4].tolist(), results[1 : 4 * requests : 4].tolist()
+    at, counts = results[: 5 * requests : 5].tolist(), results[1 : 5 * requests : 5].tolist()
     tokens = [results[emitted + a : emitted + a + n].tolist() for a, n in zip(at, counts, strict=True)]
     end = accepted + burst.done * requests
     return tokens, [results[accepted + r : end : requests].tolist() for r in range(requests)], at

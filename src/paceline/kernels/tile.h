@@ -21,8 +21,9 @@ enum {
 enum { PAIRS_ARE_QUICK = MADE_BY_AMD, AT_A_TIME = 256 /* numbers of a row in 32 bits, in the first cache */ };
 
 /* Where lines are fetched to. What one tile reads need not drive out what the host works with; but only AMD's processors
- * then find it in the third cache the next time: Intel's go to memory, for a fifth of the bytes a second. */
-enum { SECOND = 2, READ_ONCE = MADE_BY_AMD ? 0 : SECOND };
+ * then find it in the third cache the next time: Intel's go to memory, for a fifth of the bytes a second, and are
+ * quickest where the few rows of a decode step have it in the first cache. */
+enum { SECOND = 2, FIRST = 3, READ_ONCE = MADE_BY_AMD ? 0 : FIRST };
 
 typedef uint8_t byte;
 

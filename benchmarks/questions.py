@@ -43,10 +43,10 @@ def main() -> None:
 
 
 def chosen(examples: list[Example], texts: bool, per_source: int, draw: random.Random) -> list[Example]:
-    """As many of each source, in a drawn order."""
+    """As many of each source, in a drawn order; of conversations those in which somebody is answered."""
     sources: dict[str, list[Example]] = {}
     for example in examples:
-        if (example.text is not None) == texts:
+        if (example.text is not None) == texts and (texts or answered(example.messages or [])):
             sources.setdefault(example.source, []).append(example)
     found = [e for group in sources.values() for e in draw.sample(group, min(per_source, len(group)))]
     draw.shuffle(found)
@@ -55,8 +55,12 @@ def chosen(examples: list[Example], texts: bool, per_source: int, draw: random.R
 
 def question(messages: Messages, draw: random.Random) -> Messages:
     """All before one of the assistant's turns."""
-    turns = [i for i, message in enumerate(messages) if message["role"] == "assistant" and i]
-    return messages[: draw.choice(turns)]
+    return messages[: draw.choice(answered(messages))]
+
+
+def answered(messages: Messages) -> list[int]:
+    """The numbers of the assistant's turns, but for the very first message."""
+    return [i for i, message in enumerate(messages) if message["role"] == "assistant" and i]
 
 
 def behind_others(

@@ -129,7 +129,7 @@ class EngineConfig:
     max_num_seqs: int = 16
     max_num_batched_tokens: int = 1024
     max_model_len: int | None = None
-    num_scheduler_steps: int = 16
+    num_scheduler_steps: int = 64
     enable_prefix_caching: bool = True
 
     def __post_init__(self) -> None:

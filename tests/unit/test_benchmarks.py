@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import random
+
 import answers
 import pytest
+import questions
 from host_share import share_since
 
+from paceline.checkpoint.resolve import bundled_model
 from paceline.engine.stats import HOST, PARTS
+from paceline.tokenizer import Tokenizer
+from paceline.train.examples import Example
 
 
 @pytest.mark.parametrize(
@@ -65,3 +71,30 @@ def test_the_hosts_share_is_of_the_time_between() -> None:
     before = dict.fromkeys(PARTS, 5.0)
     after = {part: 5.0 + (1.0 if part in HOST else 8.0) for part in PARTS}
     assert share_since(before, after) == pytest.approx(len(HOST) / (len(HOST) + 8.0 * (len(PARTS) - len(HOST))))
+
+
+def chat(*roles: str) -> list[dict[str, str]]:
+    return [{"role": role, "content": f"turn {i}"} for i, role in enumerate(roles)]
+
+
+def test_a_question_is_what_comes_before_an_answer() -> None:
+    messages = chat("system", "user", "assistant", "user", "assistant", "user")
+    found = {len(questions.question(messages, random.Random(seed))) for seed in range(20)}
+    assert found == {2, 4} and questions.answered(chat("assistant", "user")) == []
+
+
+def test_of_each_source_the_same_number_and_only_what_is_answered() -> None:
+    rows = [Example(source, messages=chat("user", "assistant")) for source in "aab" for _ in range(5)]
+    rows += [Example("c", messages=chat("user")), Example("d", text="words")]
+    found = questions.chosen(rows, False, 4, random.Random(0))
+    assert sorted(example.source for example in found) == ["a"] * 4 + ["b"] * 4
+    assert [example.source for example in questions.chosen(rows, True, 4, random.Random(0))] == ["d"]
+
+
+def test_a_long_chat_ends_with_the_question() -> None:
+    tokenizer, others = Tokenizer.from_dir(bundled_model()), [Example("a", messages=chat("user", "assistant"))]
+    asked = [{"role": "user", "content": "the question"}]
+    found = questions.behind_others(asked, others, 90, tokenizer, random.Random(0))
+    assert found[-1:] == asked and found[:2] == chat("user", "assistant")
+    assert 90 <= len(tokenizer.apply_chat_template(found)) < 90 + len(tokenizer.apply_chat_template(found[:2])) + 2
+    assert questions.behind_others(asked, others, 0, tokenizer, random.Random(0)) == asked

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from train_tools import command, corpus, states_of_document, train, trainer, write_inputs
 
+from conftest import write_tiny
 from paceline.cache.dense import DenseAttend
 from paceline.tokenizer import Tokenizer
 from paceline.train import distil
@@ -146,3 +147,17 @@ def test_from_own_text_to_better_modules(home: Path, capsys: pytest.CaptureFixtu
     assert all(before[name].dtype == after[name].dtype for name in before)
     assert changed and all(name.startswith(("model.layers.2.", "model.layers.3.")) for name in changed)
     assert not any("embed_tokens" in name or "shared_head.head" in name for name in changed)
+
+
+def test_token_ids_need_no_marks_of_ours(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Any checkpoint's modules can learn from what it says; texts need a tokenizer trained here, and say so."""
+    model = write_tiny(tmp_path / "theirs", num_nextn_predict_layers=2)
+    (tmp_path / "own.jsonl").write_text('{"prompt_token_ids": [5, 6, 7], "token_ids": [8, 9, 10, 11, 12]}\n' * 60)
+    (tmp_path / "text.jsonl").write_text('{"text": "words"}\n')
+    flags = {"config": model, "tokenizer": model, "init_from": model, "vocab_size": None, "eval_data": None,
+             "freeze_target": True, "loss_on": "answers"}  # fmt: skip
+    assert train(home, tmp_path / "run", data=tmp_path / "own.jsonl", **flags) == 0
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+    capsys.readouterr()
+    assert train(home, tmp_path / "other", data=[tmp_path / "own.jsonl", tmp_path / "text.jsonl"], **flags) == 2
+    assert "chat template" in capsys.readouterr().err

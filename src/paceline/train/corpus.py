@@ -45,8 +45,9 @@ def load_corpus(files: list[Path], tokenizer_dir: Path, cache: Path) -> Corpus:
 
 
 def encode_corpus(examples: Iterator[Example], tokenizer: Tokenizer) -> Corpus:
-    """Raises UserError when there are no examples, or the tokenizer lacks the special tokens of ours."""
-    marks = Marks.of(tokenizer)
+    """Raises UserError when there are no examples, or the tokenizer lacks the special tokens of ours, which texts and
+    conversations need and token ids do not."""
+    marks: Marks | None = None
     parts: list[Tensor] = []
     given: dict[int, int] = {}  # documents of token ids: their number, and the length of the prompt
     sources: dict[str, int] = {}
@@ -54,16 +55,19 @@ def encode_corpus(examples: Iterator[Example], tokenizer: Tokenizer) -> Corpus:
     for example in examples:
         if example.answer_ids:
             given[len(parts)] = len(example.prompt_ids)
-        parts.append(torch.tensor(_encode(example, tokenizer, marks), dtype=torch.int32))
+            ids = [*example.prompt_ids, *example.answer_ids]
+        else:
+            marks = marks or Marks.of(tokenizer)
+            ids = _encode(example, tokenizer, marks)
+        parts.append(torch.tensor(ids, dtype=torch.int32))
         source_ids.append(sources.setdefault(example.source, len(sources)))
     if not parts:
         raise UserError("The training files hold no examples; give JSONL with text or messages on each line.")
     tokens = torch.cat(parts)
     ends = torch.tensor([len(part) for part in parts]).cumsum(0)
-    answers = answer_mask(tokens, ends, marks)
-    for number, prompt in given.items():
-        start = int(ends[number]) - len(parts[number])
-        answers[start : int(ends[number])] = torch.arange(len(parts[number])) >= prompt
+    answers = answer_mask(tokens, ends, marks) if marks is not None else torch.zeros_like(tokens, dtype=torch.bool)
+    for (number, prompt), end in zip(given.items(), ends[list(given)].tolist(), strict=True):
+        answers[end - len(parts[number]) : end] = torch.arange(len(parts[number])) >= prompt
     return Corpus(tokens, answers, ends, torch.tensor(source_ids), tuple(sources))
 
 
@@ -88,8 +92,6 @@ class Marks:
 
 
 def _encode(example: Example, tokenizer: Tokenizer, marks: Marks) -> list[int]:
-    if example.answer_ids:
-        return [*example.prompt_ids, *example.answer_ids]
     if example.text is not None:
         return [*tokenizer.encode(example.text, add_special_tokens=False), marks.end_of_text]
     return tokenizer.apply_chat_template(example.messages or [], add_generation_prompt=False)

@@ -98,7 +98,7 @@ NumSchedulerSteps = Annotated[
     int | None,
     _engine(
         "Most passes of the model between two looks at the queue, where compiled code runs them in one call.",
-        show_default="16",
+        show_default="64",
     ),
 ]
 NoPrefixCache = Annotated[bool, _engine("Share no blocks between prompts.", "--no-prefix-cache")]

@@ -77,6 +77,7 @@ MISTAKES: list[tuple[str, str | Callable[[Path], Flags] | Flags, str]] = [
     ("an unknown type", {"save_dtype": "float16"}, "--save-dtype"),
     ("token ids that are none", bad_line('{"prompt_token_ids": [1], "token_ids": [-1]}'), "bad.jsonl:2 has neither"),
     ("ids of another model", bad_line('{"prompt_token_ids": [1], "token_ids": [999]}'), "token id 999"),
+    ("modules with heads of their own", config_with(model_type="glm4_moe_lite"), "heads of their own"),
     ("no end", {"steps": None}, "when to stop"),
     ("a negative rate", {"lr": -1}, "--lr"),
     ("an unknown optimizer", {"optimizer": "sgd"}, "--optimizer"),

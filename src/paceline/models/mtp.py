@@ -175,6 +175,11 @@ class MTP(nn.Module):
         return self._named("weights")
 
     @property
+    def shares(self) -> bool:
+        """Whether all modules use the target's embedding and head."""
+        return all(cast(MTPDepth, depth).shares for depth in self.depths)
+
+    @property
     def quantization(self) -> str:
         """In the words of `draft_quantization`: int8, fp8 or none."""
         form = INT8 if self.codes else self.form

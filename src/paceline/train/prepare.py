@@ -92,7 +92,8 @@ def read_config(path: Path) -> ModelConfig:
 
 
 def check_shape(config: ModelConfig, settings: TrainConfig) -> None:
-    """Raises UserError when no such model can be laid out, or its context is shorter than the rows."""
+    """Raises UserError when no such model can be laid out, its context is shorter than the rows, or its modules have
+    heads of their own: all that is trained here predicts through the target's."""
     if settings.seq_len > config.max_position_embeddings:
         raise UserError(
             f"--seq-len {settings.seq_len} is longer than the model's context of {config.max_position_embeddings}: "
@@ -100,8 +101,12 @@ def check_shape(config: ModelConfig, settings: TrainConfig) -> None:
         )
     with torch.device("meta"):
         target = build_model(config)
-        if config.num_nextn_predict_layers:
-            build_mtp(config, target)
+        mtp = build_mtp(config, target) if config.num_nextn_predict_layers else None
+    if mtp is not None and not mtp.shares:
+        raise UserError(
+            f"The MTP modules of {config.model_type} have heads of their own, which train does not teach: set "
+            "num_nextn_predict_layers to 0, or take another family."
+        )
 
 
 def check_frozen(inputs: Inputs, config: ModelConfig, settings: TrainConfig) -> None:

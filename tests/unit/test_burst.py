@@ -255,6 +255,16 @@ def test_rounds_go_on_until_somebody_is_near_its_end(loaded: Loaded, width: int)
     assert len(second.tokens) > second.num_prompt + 1
 
 
+def test_few_blocks_make_fewer_rounds(loaded: Loaded) -> None:
+    """Who gets no further blocks has room for some rounds in those it has; then every step is by itself."""
+    config, how = replace(BASE, num_blocks=17, enable_prefix_caching=False), [{"max_tokens": 100}]
+    engine, requests = engine_of(loaded, config, FixedWidth(0), [[5, 6, 7], [8, 9]], how)
+    engine.step()
+    engine.step()
+    assert 2 < engine.stats.steps < 1 + BASE.num_scheduler_steps
+    assert all(len(request.tokens) <= len(request.blocks) * 8 for request in requests)
+
+
 def test_rounds_of_a_step_take_no_longer_than_they_may(loaded: Loaded) -> None:
     pace, stats = _Pace(), EngineStats()
     for steps, seconds, most in ((1, 10.0, 0), (11, 10.004, 40), (12, 10.006, 8), (14, 10.1, 0)):

@@ -73,6 +73,12 @@ MISTAKES: list[tuple[str, str | Callable[[Path], Flags] | Flags, str]] = [
     ("a frozen target of random weights", {"freeze_target": True}, "--init-from"),
     ("nothing but a frozen target", config_with_frozen, "nothing to train"),
     ("what is implied", {"freeze_target": True, "detach_mtp": True}, "--detach-mtp"),
+    ("a frozen target and no loss", {"freeze_target": True, "mtp_loss_weight": 0}, "--mtp-loss-weight"),
+    (
+        "a window of nobody",
+        lambda home: config_with(num_nextn_predict_layers=0)(home) | {"draft_window": 8},
+        "leave it out",
+    ),
     ("a negative window", {"draft_window": -1}, "--draft-window"),
     ("an unknown type", {"save_dtype": "float16"}, "--save-dtype"),
     ("token ids that are none", bad_line('{"prompt_token_ids": [1], "token_ids": [-1]}'), "bad.jsonl:2 has neither"),

@@ -195,13 +195,16 @@ class Scheduler:
 
     def hold(self, plan: Plan, most: int) -> int:
         """How many rounds, of at most so many, this step can have: nobody might begin to read, only tokens and lengths
-        end requests, and there are blocks for all. It is over when somebody comes near its length."""
+        end requests, and there are blocks for all. It is over when somebody comes near its length. Where blocks are
+        few, as many as who gets none has room for."""
         if self.waiting and self._rows:
             return 0
         for request, width in zip(plan.ready, plan.widths, strict=True):
             ending, length = self._endings[request.id], len(request.tokens)
-            if not ending.plain or not self._grow(request, min(length + most * (width + 1), ending.longest)):
+            if not ending.plain:
                 return 0
+            if not self._grow(request, min(length + most * (width + 1), ending.longest)):
+                most = min(most, (len(request.blocks) * self.allocator.block_size - length) // (width + 1))
         return most
 
     def ends_of(self, request: Request) -> tuple[Sequence[int], int]:

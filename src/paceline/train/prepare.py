@@ -47,7 +47,7 @@ def prepare(inputs: Inputs, settings: TrainConfig, device: torch.device) -> tupl
     config = read_config(inputs.config)
     check_shape(config, settings)
     check_tokenizer_choice(inputs, config)
-    check_frozen(inputs, config, settings)
+    check_modules(inputs, config, settings)
     files, held_out_files = jsonl_files(inputs.data), jsonl_files(inputs.eval_data)
     check_state(inputs.out / "state", inputs.resume)
     with vanishing(inputs.out):
@@ -109,11 +109,13 @@ def check_shape(config: ModelConfig, settings: TrainConfig) -> None:
         )
 
 
-def check_frozen(inputs: Inputs, config: ModelConfig, settings: TrainConfig) -> None:
+def check_modules(inputs: Inputs, config: ModelConfig, settings: TrainConfig) -> None:
     if settings.freeze_target and not (inputs.init_from or inputs.resume):
         raise UserError("--freeze-target leaves the target as it is: say with --init-from DIR which one.")
     if settings.freeze_target and not config.num_nextn_predict_layers:
         raise UserError("--freeze-target leaves nothing to train: config.json has no MTP modules.")
+    if settings.draft_window and not config.num_nextn_predict_layers:
+        raise UserError("--draft-window is for MTP modules, and config.json has none: leave it out.")
 
 
 def check_tokenizer_choice(inputs: Inputs, config: ModelConfig) -> None:

@@ -76,11 +76,9 @@ class TrainConfig:
             (self.mtp_loss_weight >= 0, "--mtp-loss-weight must not be negative"),
             (self.balance_rate >= 0, "--balance-rate must not be negative"),
             (self.dtype in ("bfloat16", "float32"), "--dtype must be bfloat16 or float32"),
-            (
-                self.save_dtype in (None, "bfloat16", "float32"),
-                "--save-dtype must be bfloat16 or float32",
-            ),
+            (self.save_dtype in (None, "bfloat16", "float32"), "--save-dtype must be bfloat16 or float32"),
             (self.draft_window >= 0, "--draft-window must not be negative"),
+            (not self.freeze_target or self.mtp_loss_weight > 0, "--freeze-target needs --mtp-loss-weight above 0"),
             (not (self.freeze_target and self.detach_mtp), "--freeze-target implies --detach-mtp: give one of them"),
             (self.loss_on in ("all", "answers"), "--loss-on must be all or answers"),
             (o.optimizer in ("muon", "adamw"), "--optimizer must be muon or adamw"),
